@@ -1,0 +1,189 @@
+"""The cpu and cuda backend: processes, devices and DDP through accelerate. The only file that imports it.
+
+Accelerate prepares the model and nothing else: its prepared scheduler steps world-size times and its loader
+shards again. The fp16 scaler is torch's own, because attacks call the plain module, which accelerate's autocast
+wrapper would not cover.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bits.environment import Precision
+from bits.later import LaterQueue, copies
+
+# Accelerate takes XLA whenever torch_xla is installed, even on a CUDA machine, unless told otherwise before import.
+os.environ.setdefault("USE_TORCH_XLA", "0")
+from accelerate import Accelerator  # noqa: E402
+from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
+
+
+def open_environment(
+    backend: str, *, precision: Precision, num_devices: int, deterministic: bool
+) -> "AcceleratedEnvironment":
+    """ValueError when cuda is asked for and missing, or fp16 is asked for on the cpu."""
+    if backend == "auto":
+        backend = "cuda" if torch.cuda.is_available() else "cpu"
+    if backend == "cuda" and not torch.cuda.is_available():
+        raise ValueError("backend cuda: this machine has no CUDA device; use --cpu")
+    if precision == "fp16" and backend == "cpu":
+        raise ValueError("run.precision fp16 needs CUDA; on the cpu use bf16 or float32")
+    if num_devices != 1:
+        raise ValueError(f"{num_devices} devices in one process needs XLA; here use --num-processes")
+    return AcceleratedEnvironment(backend, precision=precision, deterministic=deterministic)
+
+
+class AcceleratedEnvironment:
+    """`bits.environment.Environment` for cpu (gloo) and cuda (nccl)."""
+
+    num_devices = 1
+
+    def __init__(self, backend: str, *, precision: Precision, deterministic: bool) -> None:
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._accelerator = Accelerator(cpu=backend == "cpu", kwargs_handlers=[ddp])
+        self.backend = backend
+        self.precision = precision
+        self.rank = self._accelerator.process_index
+        self.world_size = self._accelerator.num_processes
+        self.device = torch.device("cpu") if backend == "cpu" else self._accelerator.device
+        self._dtype = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
+        # On the cpu a copy is a clone and there is nothing to wait for; on cuda one report may stay in flight.
+        self._later = LaterQueue(depth=0 if backend == "cpu" else 1)
+        if backend == "cuda":
+            # cuDNN takes TF32 by default; "float32" here means IEEE float32.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        wrapped: nn.Module = self._accelerator.prepare_model(module)
+        return wrapped
+
+    def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def seed(self, value: int) -> None:
+        # Ranks hold different samples, so they need different dropout masks.
+        torch.manual_seed((value * 1_000_003 + self.rank) % (1 << 63))
+
+    @contextmanager
+    def accumulating(self, wrapped: nn.Module) -> Iterator[None]:
+        with wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        if self._scaler is not None:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        else:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._average_buffers(module)
+
+    @torch.no_grad()
+    def _average_buffers(self, module: nn.Module) -> None:
+        buffers = [b for b in module.buffers() if b.is_floating_point()]
+        if self.world_size == 1 or not buffers:
+            return
+        # One collective for all of them: BatchNorm networks hold a hundred small buffers.
+        flat = torch.cat([b.reshape(-1) for b in buffers])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        result = tensor.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(result)
+        return result
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        from torch.distributed.nn.functional import all_reduce
+
+        result: Tensor = all_reduce(tensor)
+        return result
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return tensor.detach().clone()
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
+    def agree(self, value: int) -> int:
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def cut(self) -> None:
+        """Nothing to end: operations run at once."""
+
+    def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
+        if self.backend == "cpu":
+            held = copies(tensors)
+            self._later.put(lambda: held, fn)
+            return
+        pinned = {n: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for n, t in tensors.items()}
+        for name, tensor in tensors.items():
+            pinned[name].copy_(tensor.detach(), non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def fetch() -> dict[str, Tensor]:
+            done.synchronize()
+            return pinned
+
+        self._later.put(fetch, fn)
+
+    def flush(self) -> None:
+        self._later.flush()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def counters(self) -> dict[str, int]:
+        return {"compiles": 0, "executes": 0, "host_reads": 0, "fallbacks": 0}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self._scaler is None:
+            return {}
+        state = self._scaler.state_dict()
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if self._scaler is not None and state:
+            ints = {"growth_interval", "_growth_tracker"}
+            values = {n: int(v.item()) if n in ints else float(v.item()) for n, v in state.items()}
+            self._scaler.load_state_dict(values)
+
+    def close(self) -> None:
+        self.flush()
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()

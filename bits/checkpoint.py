@@ -1,0 +1,125 @@
+"""Atomic, checksummed checkpoints: a torn or altered file is noticed, and the one before it is used.
+
+`step-00000120.pt` holds the state; `step-00000120.json` holds its size, sha256 and a few facts, and is written
+last: it is the commit. Each is written beside its place, flushed to disk and renamed.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the path, what is wrong, what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A committed checkpoint: where it is and what its JSON says."""
+
+    path: Path
+    step: int
+    sha256: str
+    size: int
+    facts: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any]) -> Checkpoint:
+    """Writes `state` (tensors and plain values) as the checkpoint of `step`; `facts` must be JSON values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    # A second save of the same step must not leave a moment with a new file under the old checksum.
+    path.with_suffix(".json").unlink(missing_ok=True)
+    write_atomic(path, data)
+    meta = {"schema": SCHEMA, "step": step, "sha256": digest, "size": len(data), "facts": dict(facts)}
+    write_atomic(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
+    return Checkpoint(path=path, step=step, sha256=digest, size=len(data), facts=dict(facts))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All or nothing, also over a power cut: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_meta(path: Path) -> Checkpoint:
+    """The committed facts of checkpoint `path` (.pt), without reading its tensors. CheckpointError if unusable."""
+    meta_path = path.with_suffix(".json")
+    try:
+        meta = json.loads(meta_path.read_bytes())
+        if meta["schema"] != SCHEMA:
+            raise CheckpointError(f"{path}: checkpoint schema {meta['schema']}, this version reads {SCHEMA}")
+        return Checkpoint(
+            path=path, step=meta["step"], sha256=meta["sha256"], size=meta["size"], facts=meta["facts"]
+        )
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not committed ({meta_path.name} is missing); use an earlier one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise CheckpointError(f"{meta_path}: not the JSON of a checkpoint; use an earlier one") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in `path` after its size and sha256 were checked against the commit. CheckpointError if altered."""
+    meta = read_meta(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: the file is missing; use an earlier checkpoint") from None
+    if len(data) != meta.size or hashlib.sha256(data).hexdigest() != meta.sha256:
+        raise CheckpointError(
+            f"{path}: {len(data)} bytes do not match the committed sha256 ({meta.size} bytes): the file is torn or "
+            "altered; delete it and use an earlier checkpoint"
+        )
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Paths of all step checkpoints, oldest first, committed or not."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any], list[str]] | None:
+    """The newest usable checkpoint, its state, and one line for each newer one that was passed over."""
+    passed_over: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return read_meta(path), load_checkpoint(path), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise CheckpointError(f"{folder}: no usable checkpoint; {passed_over[0]}")
+    return None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` committed checkpoints (the JSON first, so none is ever half there)."""
+    committed = [p for p in list_checkpoints(folder) if p.with_suffix(".json").exists()]
+    for path in committed[:-keep] if keep > 0 else []:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

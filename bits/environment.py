@@ -1,0 +1,111 @@
+"""The device protocol: everything a training or evaluation needs to know about where it runs.
+
+Two backends implement it: `accelerated.py` (cpu and cuda through accelerate) and `xla.py` (TPU and XLA:CPU through
+torch_xla). The engine never asks which one it has: needing to would mean that a verb is missing here. A new
+backend is one file that passes the conformance suite in tests/bits/test_conformance.py.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+
+class Environment(Protocol):
+    """One process's view of the machine: its device(s), its rank, and the collectives."""
+
+    backend: str  # "cpu", "cuda" or "xla"
+    device: torch.device
+    precision: Precision
+    rank: int  # of this process
+    world_size: int  # number of processes
+    num_devices: int  # devices driven by this process (more than one only under XLA SPMD)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Moves `module` to the device, replicated; returns it (unwrapped)."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The forward for weight updates (DDP where there are several processes). Attacks use the plain module."""
+
+    def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
+        """Host to device, the only place where it happens. `split`: axis 0 is divided over the devices of this
+        process (ValueError if it cannot be); otherwise every device gets the whole tensor."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Runs matrix work in `precision` (a null context in float32)."""
+
+    def seed(self, value: int) -> None:
+        """Seeds the device generator (dropout, drop-path): called once a step with a pure function of the step."""
+
+    def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Around forward and backward of an inner micro-step: gradients are not reduced there."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`, scaled where fp16 needs it."""
+
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
+        """Unscale, clip, update, clear the gradients, make floating-point buffers equal on all processes."""
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, as a new tensor. Not differentiable."""
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """Sum over processes that autograd can pass through (global BatchNorm statistics)."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenation over processes along axis 0, in rank order; shapes must be equal."""
+
+    def agree(self, value: int) -> int:
+        """Largest `value` over processes. Host read: only at report boundaries."""
+
+    def cut(self) -> None:
+        """Ends the lazy graph (nothing to do where operations run at once)."""
+
+    def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
+        """Copies `tensors` now; runs `fn` on host copies later, in order. Its exception surfaces at the next call."""
+
+    def flush(self) -> None:
+        """Runs everything `later` holds back. Before every checkpoint and exit."""
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+
+    def counters(self) -> dict[str, int]:
+        """Counts since start: `compiles`, `executes`, `host_reads`, `fallbacks` (all 0 where nothing compiles)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the backend itself must remember over a restart (the fp16 loss scale)."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def close(self) -> None:
+        """Flushes and leaves the process group."""
+
+
+def open_environment(
+    backend: Literal["cpu", "cuda", "auto", "xla"],
+    *,
+    precision: Precision = "float32",
+    world_size: int | None = None,
+    num_devices: int = 1,
+    deterministic: bool = False,
+) -> Environment:
+    """The environment of this process. `world_size` is the number of processes asked for: anything else found is
+    an error, because a launcher that starts fewer processes than asked changes the training without a word."""
+    module = import_module("bits.xla" if backend == "xla" else "bits.accelerated")
+    environment = module.open_environment(
+        backend, precision=precision, num_devices=num_devices, deterministic=deterministic
+    )
+    if world_size is not None and environment.world_size != world_size:
+        found = environment.world_size
+        environment.close()
+        raise ValueError(
+            f"{world_size} processes were asked for and {found} found; start them with "
+            "`launch_gpu.py --num-processes N`, torchrun or accelerate launch"
+        )
+    return cast(Environment, environment)

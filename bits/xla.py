@@ -1,0 +1,153 @@
+"""The XLA backend: TPU, and XLA:CPU for development, through torch_xla 2.9. The only file of bits that imports it.
+
+Several devices are driven by one process (SPMD): a batch enters divided over the devices, everything else is
+replicated, and the compiler inserts the reductions. So `world_size` (processes) stays 1 while `num_devices` grows,
+a plain BatchNorm sees the whole global batch, and `reduce` has nothing left to do.
+
+Measured facts behind the choices (torch_xla 2.9): `torch_xla.launch` with several cpu devices aborts and a process
+group of backend xla silently has world size 1, hence SPMD; a graph is ended by `cut`, so copies and resets made
+for a report are cut off at once, or they would join the next step's graph and make a second version of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+import torch_xla
+import torch_xla.backends
+import torch_xla.debug.metrics as metrics
+import torch_xla.distributed.spmd as spmd
+import torch_xla.runtime as runtime
+from torch import Tensor, nn
+
+from bits.environment import Precision
+from bits.later import LaterQueue, copies
+
+
+def open_environment(
+    backend: str, *, precision: Precision, num_devices: int, deterministic: bool
+) -> "XlaEnvironment":
+    """ValueError when the devices asked for are not there or fp16 is asked for. XLA is deterministic as it is."""
+    assert backend == "xla", backend
+    if precision == "fp16":
+        raise ValueError("run.precision fp16 has no loss scaler on XLA; use bf16 or float32")
+    if runtime.process_count() != 1:
+        raise ValueError(f"{runtime.process_count()} XLA processes found; this version drives one host only")
+    if num_devices > 1 and not runtime.is_spmd():
+        runtime.use_spmd()
+    found = runtime.global_runtime_device_count()
+    if found != num_devices:
+        raise ValueError(
+            f"{num_devices} XLA devices were asked for and {found} found; use --num-devices {found} "
+            "(with PJRT_DEVICE=CPU launch_xla.py sets CPU_NUM_DEVICES by itself)"
+        )
+    return XlaEnvironment(precision=precision, num_devices=num_devices)
+
+
+class XlaEnvironment:
+    """`bits.environment.Environment` for XLA devices of one host."""
+
+    backend = "xla"
+    rank = 0
+    world_size = 1
+
+    def __init__(self, *, precision: Precision, num_devices: int) -> None:
+        self.precision = precision
+        self.num_devices = num_devices
+        self.device = torch_xla.device()
+        self._mesh = spmd.Mesh(np.arange(num_devices), (num_devices,), ("data",)) if num_devices > 1 else None
+        self._later = LaterQueue(depth=1)
+        # TPUs multiply float32 in bf16 passes unless told otherwise; verdicts are float32 in every run.
+        torch_xla.backends.set_mat_mul_precision("highest")
+
+    def place(self, module: nn.Module) -> nn.Module:
+        module = module.to(self.device)
+        self.cut()  # or the transfer would be traced into the first step
+        return module
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
+        fed = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        if self._mesh is not None:
+            for name, tensor in fed.items():
+                if split and tensor.shape[0] % self.num_devices:
+                    raise ValueError(
+                        f"batch of {tensor.shape[0]} is not divisible by {self.num_devices} devices; "
+                        "change run.batch_size or --num-devices"
+                    )
+                spec = ("data",) * split + (None,) * (tensor.dim() - split)
+                spmd.mark_sharding(fed[name], self._mesh, spec)
+        return fed
+
+    def autocast(self) -> AbstractContextManager[None]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast("xla", dtype=torch.bfloat16)
+
+    def seed(self, value: int) -> None:
+        torch_xla.manual_seed(value % (1 << 31))
+
+    @contextmanager
+    def accumulating(self, wrapped: nn.Module) -> Iterator[None]:
+        # The compiler places the reduction where the sum is first used, which is the update.
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def agree(self, value: int) -> int:
+        return value
+
+    def cut(self) -> None:
+        torch_xla.sync()
+
+    def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
+        held = copies(tensors)
+        self.cut()
+        self._later.put(lambda: {name: tensor.cpu() for name, tensor in held.items()}, fn)
+
+    def flush(self) -> None:
+        self._later.flush()
+
+    def barrier(self) -> None:
+        torch_xla.sync(wait=True)
+
+    def counters(self) -> dict[str, int]:
+        compiles = metrics.metric_data("CompileTime")
+        executes = metrics.metric_data("ExecuteTime") or metrics.metric_data("ExecuteReplicatedTime")
+        reads = metrics.metric_data("TransferFromDeviceTime")
+        names = [n for n in metrics.counter_names() if n.startswith("aten::")]
+        return {
+            "compiles": compiles[0] if compiles else 0,
+            "executes": executes[0] if executes else 0,
+            "host_reads": reads[0] if reads else 0,
+            "fallbacks": sum(metrics.counter_value(n) for n in names),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+    def close(self) -> None:
+        self.flush()
+        self.barrier()

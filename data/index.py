@@ -1,0 +1,252 @@
+"""The index of a shard folder: where every sample lies, what it is, and a name for the whole.
+
+`index.json` describes the data set; next to each shard NAME lie `NAME.idx.npy` (one record per sample, see
+RECORD) and `NAME.keys.npy` (string keys, fixed-width bytes). The arrays are memory-mapped: ImageNet opens in
+a fraction of a second, in as many processes as wanted, and no pickle is involved. A sample's *key* in a batch
+is its position over all shards."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION: Final = 1
+INDEX_FILE: Final = "index.json"
+RECORD: Final = np.dtype(
+    [
+        ("offset", "<u8"),  # of the image's first byte in the shard
+        ("size", "<u4"),
+        ("label", "<i4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("flags", "u1"),
+        ("crc32", "<u4"),  # of the image bytes: finds damage that still decodes
+    ]
+)
+FORMATS: Final = ("", "JPEG", "PNG", "WEBP")  # flags & FLAG_FORMAT is a place in this list
+FLAG_FORMAT, FLAG_GRAY, FLAG_CMYK, FLAG_ROTATED, FLAG_PROGRESSIVE = 0x03, 0x04, 0x08, 0x10, 0x20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One tar: `index_sha256` and `keys_sha256` are of the two array files beside it."""
+
+    name: str
+    size: int
+    sha256: str
+    num_samples: int
+    index_sha256: str
+    keys_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """Contents of index.json. `key_hash`: sum modulo 2**64 of hash64(string key) over all samples, 16 hex
+    digits."""
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    num_samples: int
+    key_hash: str
+    shards: tuple[Shard, ...]
+    created_by: str
+    version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Canonical: sorted keys, no spaces, UTF-8 as it is."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def dataset_id(self) -> str:
+        """sha256 of the canonical JSON without `created_by`: the same samples keep their name when a newer
+        version of the toolkit indexes them again."""
+        content = asdict(self)
+        del content["created_by"]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class DatasetIndex:
+    """An opened index. Travels to worker processes as a path and is mapped again there."""
+
+    def __init__(self, root: Path, description: Description, records: list[NDArray[np.void]]) -> None:
+        self.root = root
+        self.description = description
+        self.dataset_id = description.dataset_id
+        self.num_samples = description.num_samples
+        self.classes = description.classes
+        self.shards = description.shards
+        self._records = records
+        self._names: dict[int, NDArray[np.bytes_]] = {}
+        counts = np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+        self._ends = np.cumsum(counts)
+
+    def locate(self, key: int) -> tuple[int, int]:
+        """Position in the dataset -> (number of the shard, row in it)."""
+        if not 0 <= key < self.num_samples:
+            raise IndexError(f"key {key} is outside 0..{self.num_samples - 1}")
+        shard = int(np.searchsorted(self._ends, key, side="right"))
+        return shard, int(key - self._ends[shard] + self.shards[shard].num_samples)
+
+    def record(self, key: int) -> np.void:
+        """The sample's record, see RECORD."""
+        shard, row = self.locate(key)
+        found: np.void = self._records[shard][row]
+        return found
+
+    def records(self, shard: int) -> NDArray[np.void]:
+        """All records of one shard."""
+        return self._records[shard]
+
+    def label(self, key: int) -> int:
+        return int(self.record(key)["label"])
+
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of all samples, int64 [num_samples]. Reads every record: for set-up, not for the loop."""
+        return np.concatenate([records["label"] for records in self._records]).astype(np.int64)
+
+    def name(self, key: int) -> str:
+        """The sample's string key, such as 'n01440764/n01440764_10026'."""
+        shard, row = self.locate(key)
+        return bytes(self.names(shard)[row]).decode()
+
+    def names(self, shard: int) -> NDArray[np.bytes_]:
+        """String keys of one shard as UTF-8 bytes, mapped on first use: training never needs them."""
+        if shard not in self._names:
+            path = self.root / f"{self.shards[shard].name}.keys.npy"
+            self._names[shard] = _open_array(path, self.shards[shard], self.root, _is_names)
+        return self._names[shard]
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], "DatasetIndex"], tuple[Path, str]]:
+        return _reopen, (self.root, self.dataset_id)
+
+
+def load_index(root: str | Path) -> DatasetIndex:
+    """Open the index in folder `root`; FileNotFoundError or ValueError naming what does not fit and the
+    remedy.
+
+    Checks what costs little: schema, sizes, counts, extents, labels. `data.shards.verify` reads the bytes.
+    """
+    root = Path(root)
+    index = _open(root)
+    for number, shard in enumerate(index.shards):
+        _check_shard_file(root, shard)
+        _check_records(root, shard, index.records(number), num_classes=len(index.classes))
+    return index
+
+
+def save_index(root: Path, description: Description) -> None:
+    """Write index.json as a whole or not at all."""
+    partial = root / f"{INDEX_FILE}.partial-{os.getpid()}"
+    partial.write_text(description.to_json(), encoding="utf-8")
+    partial.replace(root / INDEX_FILE)
+
+
+def read_description(root: Path) -> Description:
+    """Parse and check index.json alone."""
+    path = root / INDEX_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {INDEX_FILE} in {root}; write one with `shards index {root}`, or use `shards make`"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.get("version") if isinstance(content, dict) else None
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"schema version {found!r}, this program reads version {SCHEMA_VERSION}")
+        return _parse(content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}; write it again with `shards index {root}`") from None
+
+
+def _parse(content: dict[str, Any]) -> Description:
+    shards = tuple(Shard(**shard) for shard in content["shards"])
+    description = Description(**{**content, "shards": shards, "classes": tuple(content["classes"])})
+    for shard in shards:
+        if Path(shard.name).name != shard.name or shard.name in ("", ".", ".."):
+            raise ValueError(f"shard name {shard.name!r} is not a plain file name")
+    total = sum(shard.num_samples for shard in shards)
+    if total != description.num_samples:
+        raise ValueError(f"num_samples {description.num_samples} but its shards hold {total}")
+    return description
+
+
+def _open(root: Path) -> DatasetIndex:
+    description = read_description(root)
+    return DatasetIndex(
+        root,
+        description,
+        [
+            _open_array(root / f"{shard.name}.idx.npy", shard, root, _is_records)
+            for shard in description.shards
+        ],
+    )
+
+
+def _reopen(root: Path, dataset_id: str) -> DatasetIndex:
+    index = _open(root)
+    if index.dataset_id != dataset_id:
+        raise ValueError(f"{root}: the index changed while it was in use; start again")
+    return index
+
+
+def _open_array(
+    path: Path, shard: Shard, root: Path, accepts: Callable[[np.dtype[Any]], bool]
+) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; write it again with `shards index {root}`") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); write it again with `shards index {root}`"
+        ) from None
+    if not accepts(array.dtype) or array.shape != (shard.num_samples,):
+        raise ValueError(
+            f"{path} holds {array.shape} records of {array.dtype} but shard {shard.name} has "
+            f"{shard.num_samples} samples; write it again with `shards index {root}`"
+        )
+    return array
+
+
+def _is_records(dtype: np.dtype[Any]) -> bool:
+    return dtype == RECORD
+
+
+def _is_names(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "S"
+
+
+def _check_shard_file(root: Path, shard: Shard) -> None:
+    try:
+        size = (root / shard.name).stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"shard {shard.name} is missing from {root}; copy it there, or index what is there "
+            f"with `shards index {root}`"
+        ) from None
+    if size != shard.size:
+        raise ValueError(
+            f"shard {shard.name} has {size} bytes but the index says {shard.size}; fetch it again, or if "
+            f"it was changed on purpose write the index again with `shards index {root}`"
+        )
+
+
+def _check_records(root: Path, shard: Shard, records: NDArray[np.void], *, num_classes: int) -> None:
+    remedy = f"correct the .cls member and write the index again with `shards index {root}`"
+    labels, sizes = records["label"], records["size"]
+    if len(records) and not (labels.min() >= 0 and labels.max() < num_classes):
+        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
+        raise ValueError(f"shard {shard.name} holds label {wrong}, outside 0..{num_classes - 1}; {remedy}")
+    if len(records) and int((records["offset"] + sizes).max()) > shard.size:
+        raise ValueError(
+            f"{shard.name}.idx.npy points past the shard's {shard.size} bytes; "
+            f"write it again with `shards index {root}`"
+        )

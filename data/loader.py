@@ -1,0 +1,293 @@
+"""Batches in the order of `data.order`, each made whole by one stateless worker.
+
+A job is a cursor: everything in a batch is a function of (index, settings, cursor, rank), so any number of
+workers gives the same bits and the only state to save is the cursor that comes with each batch. One
+DataLoader serves all epochs, so workers start once and read ahead over the epoch's end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.batch import Batch
+from data.decode import decode
+from data.draws import MixSettings, draw_eval, draw_train
+from data.index import DatasetIndex
+from data.order import Cursor, advance, permutation, plan_eval, plan_train, sample_seed
+from data.read import ShardReader
+from data.transform import AugmentSettings, EvalTransform, train_transform
+from data.workers import start_worker, worker_context
+
+_PREFETCH = 2  # batches that each worker makes ahead
+_order = lru_cache(maxsize=2)(permutation)  # 0.15 s for ImageNet; a worker straddles at most two epochs
+
+
+def train_loader(
+    index: DatasetIndex,
+    *,
+    seed: int,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    start: Cursor,
+    num_epochs: int,
+    image_size: int,
+    transform_of_epoch: Sequence[AugmentSettings],
+    mix_of_epoch: Sequence[MixSettings],
+    num_workers: int,
+) -> Iterator[tuple[Cursor, Batch]]:
+    """This rank's share of every global batch from `start` to the end of epoch `num_epochs - 1`.
+
+    Yields (cursor after the batch, Batch); storing that cursor and passing it as `start` continues exactly.
+    The last batch of an epoch comes with Cursor(epoch + 1, 0). ValueError for settings that cannot work, at
+    the call; BadSample while iterating."""
+    _check_layout(
+        global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
+    )
+    _check_epochs(transform_of_epoch, mix_of_epoch, num_epochs)
+    plan_train(index.num_samples, global_batch, start, num_epochs)  # refuses what cannot be planned
+    if any(mix.is_on for mix in mix_of_epoch[start.epoch : num_epochs]):
+        _check_pairs(global_batch // world_size, start)
+    jobs = _TrainBatches(
+        reader=ShardReader(index),
+        seed=seed,
+        rank=rank,
+        local_batch=global_batch // world_size,
+        image_size=image_size,
+        transform_of_epoch=tuple(transform_of_epoch),
+        mix_of_epoch=tuple(mix_of_epoch),
+    )
+    plan = _TrainPlan(index.num_samples, global_batch, start, num_epochs)
+    return _iterate_train(jobs, plan, num_workers)
+
+
+def eval_loader(
+    index: DatasetIndex,
+    *,
+    keys: NDArray[np.int64] | None,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    image_size: int,
+    resize: EvalTransform,
+    num_workers: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """This rank's share of ceil(M / global_batch) batches over M keys (all of them for None), each key once
+    over all ranks; slots past the end are masked. ValueError as in `train_loader`."""
+    _check_layout(
+        global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
+    )
+    chosen = (
+        np.arange(index.num_samples, dtype=np.int64) if keys is None else _check_keys(keys, index.num_samples)
+    )
+    local = global_batch // world_size
+    shares = [row[rank * local : (rank + 1) * local] for row in plan_eval(chosen, global_batch)]
+    jobs = _EvalBatches(reader=ShardReader(index), seed=seed, image_size=image_size, resize=resize)
+    return _iterate(jobs, _EvalPlan(shares), num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainBatches(Dataset[Batch | Exception]):
+    """Cursor -> this rank's batch."""
+
+    reader: ShardReader
+    seed: int
+    rank: int
+    local_batch: int
+    image_size: int
+    transform_of_epoch: tuple[AugmentSettings, ...]
+    mix_of_epoch: tuple[MixSettings, ...]
+
+    def __getitem__(self, cursor: Cursor) -> Batch | Exception:
+        try:
+            return self._make(cursor)
+        except (ValueError, OSError) as error:
+            return error
+
+    def _make(self, cursor: Cursor) -> Batch:
+        epoch, consumed = cursor
+        first = consumed + self.rank * self.local_batch
+        positions = np.arange(first, first + self.local_batch, dtype=np.int64)
+        keys = _order(self.reader.index.num_samples, seed=self.seed, epoch=epoch)[positions]
+        seeds = sample_seed(positions, seed=self.seed, epoch=epoch)
+        draws = draw_train(
+            positions,
+            self.mix_of_epoch[epoch],
+            seed=self.seed,
+            epoch=epoch,
+            batch_start=consumed,
+            image_size=self.image_size,
+        )
+        images = np.empty((self.local_batch, 3, self.image_size, self.image_size), np.uint8)
+        for slot, key in enumerate(keys.tolist()):
+            images[slot] = self._load(key, self.transform_of_epoch[epoch], int(seeds[slot]))
+        return _batch(self.reader.index, images, keys, seeds, draws)
+
+    def _load(self, key: int, settings: AugmentSettings, seed: int) -> NDArray[np.uint8]:
+        content = self.reader.read(key)
+        try:
+            return train_transform(decode(content), settings, sample_seed=seed, image_size=self.image_size)
+        except ValueError as error:
+            raise self.reader.bad_sample(key, str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvalBatches(Dataset[Batch | Exception]):
+    """Keys of this rank's slots (int64, -1 for padding) -> batch."""
+
+    reader: ShardReader
+    seed: int
+    image_size: int
+    resize: EvalTransform
+
+    def __getitem__(self, keys: NDArray[np.int64]) -> Batch | Exception:
+        try:
+            return self._make(keys)
+        except (ValueError, OSError) as error:
+            return error
+
+    def _make(self, keys: NDArray[np.int64]) -> Batch:
+        images = np.zeros((len(keys), 3, self.image_size, self.image_size), np.uint8)
+        for slot, key in enumerate(keys.tolist()):
+            if key >= 0:
+                images[slot] = self._load(key)
+        seeds = np.where(keys >= 0, sample_seed(keys, seed=self.seed, epoch=0), 0)
+        return _batch(self.reader.index, images, keys, seeds, draw_eval(len(keys)))
+
+    def _load(self, key: int) -> NDArray[np.uint8]:
+        content = self.reader.read(key)
+        try:
+            return self.resize.apply(decode(content), image_size=self.image_size)
+        except ValueError as error:
+            raise self.reader.bad_sample(key, str(error)) from None
+
+
+@dataclass(frozen=True)
+class _TrainPlan(Sampler[Cursor]):
+    """All batches of a run, walked and never listed: 300 ImageNet epochs would be a million cursors."""
+
+    num_samples: int
+    global_batch: int
+    start: Cursor
+    num_epochs: int
+
+    def __iter__(self) -> Iterator[Cursor]:
+        return plan_train(self.num_samples, self.global_batch, self.start, self.num_epochs)
+
+
+@dataclass(frozen=True)
+class _EvalPlan(Sampler[NDArray[np.int64]]):
+    """This rank's slots, batch by batch."""
+
+    shares: list[NDArray[np.int64]]
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return iter(self.shares)
+
+
+def _iterate_train(jobs: _TrainBatches, plan: _TrainPlan, num_workers: int) -> Iterator[tuple[Cursor, Batch]]:
+    for cursor, batch in zip(plan, _iterate(jobs, plan, num_workers), strict=True):
+        yield advance(cursor, plan.num_samples, global_batch=plan.global_batch), batch
+
+
+def _iterate(
+    jobs: Dataset[Batch | Exception], plan: _TrainPlan | _EvalPlan, num_workers: int
+) -> Iterator[Batch]:
+    loader: DataLoader[Batch | Exception] = DataLoader(
+        jobs,
+        sampler=plan,
+        batch_size=None,  # a job is a whole batch
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        prefetch_factor=_PREFETCH if num_workers else None,
+        multiprocessing_context=worker_context() if num_workers else None,
+        worker_init_fn=start_worker if num_workers else None,
+        generator=torch.Generator(),  # or it would draw its workers' seed from the global generator
+    )
+    for result in loader:
+        # Errors come back as values: torch would wrap a raised one in the worker's whole traceback.
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _batch(
+    index: DatasetIndex,
+    images: NDArray[np.uint8],
+    keys: NDArray[np.int64],
+    seeds: NDArray[np.int64],
+    draws: NDArray[np.float32],
+) -> Batch:
+    labels = [index.label(key) if key >= 0 else -1 for key in keys.tolist()]
+    return Batch(
+        image=torch.from_numpy(images),
+        label=torch.tensor(labels, dtype=torch.int64),
+        mask=torch.from_numpy(keys >= 0),
+        key=torch.from_numpy(keys.copy()),
+        seed=torch.from_numpy(seeds),
+        draw=torch.from_numpy(draws),
+    )
+
+
+def _check_layout(
+    global_batch: int, *, rank: int, world_size: int, image_size: int, num_workers: int
+) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} processes does not exist; ranks are 0..world_size-1")
+    if global_batch < 1 or global_batch % world_size:
+        lower = max(global_batch // world_size, 1) * world_size
+        raise ValueError(
+            f"global batch {global_batch} is not divisible by {world_size} processes; "
+            f"try {lower} or {lower + world_size}"
+        )
+    if image_size < 1:
+        raise ValueError(f"image size {image_size} must be at least 1 pixel")
+    if num_workers < 0:
+        raise ValueError(
+            f"{num_workers} workers is not a number of processes; use 0 to load in the main process"
+        )
+
+
+def _check_epochs(
+    transforms: Sequence[AugmentSettings], mixes: Sequence[MixSettings], num_epochs: int
+) -> None:
+    for name, settings in (("transform_of_epoch", transforms), ("mix_of_epoch", mixes)):
+        if len(settings) != num_epochs:
+            raise ValueError(
+                f"{name} has {len(settings)} entries for {num_epochs} epochs; give one for each epoch"
+            )
+
+
+def _check_pairs(local_batch: int, start: Cursor) -> None:
+    if local_batch % 2:
+        raise ValueError(
+            f"batch {local_batch} per process is odd but mixing pairs neighbours; "
+            f"use {local_batch + 1}, or no mixing"
+        )
+    if start.consumed % 2:
+        raise ValueError(
+            f"{start} was saved with an odd batch; mixing pairs neighbours, so start at the epoch's begin"
+        )
+
+
+def _check_keys(keys: NDArray[np.int64], num_samples: int) -> NDArray[np.int64]:
+    keys = np.asarray(keys)
+    if keys.ndim != 1 or (keys.size and keys.dtype.kind not in "iu"):
+        raise ValueError(
+            f"keys of shape {keys.shape} and type {keys.dtype} are not a list of dataset positions"
+        )
+    if keys.size and not (keys.min() >= 0 and keys.max() < num_samples):
+        raise ValueError(f"keys {keys.min()}..{keys.max()} reach outside the dataset's 0..{num_samples - 1}")
+    if len(np.unique(keys)) != len(keys):
+        raise ValueError("a key is given twice; an evaluation counts each sample once")
+    return keys.astype(np.int64)

@@ -1,0 +1,182 @@
+"""Evaluation: every image judged exactly once, one row per image and component in the ledger, sums over rows.
+
+The prediction that counts is float32, by the model as it is, in eval mode. An interrupted evaluation goes on from
+its ledger: images that have their rows are not judged again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bits.environment import Environment
+from data.batch import Batch
+from data.index import DatasetIndex
+from data.loader import eval_loader
+from data.order import permutation
+from data.transform import EvalTransform
+from engine.fields import AttackEval, SuiteEval
+from engine.ledger import LedgerWriter, Verdict, read_ledger, wilson_interval
+from engine.step import ATTACK_STREAM, build_pgd
+from engine.verdict import evaluation_id, judge
+
+CLEAN = "clean"
+PRECISION = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluator:
+    """What stays the same over the evaluations of one model on one dataset."""
+
+    env: Environment
+    model: nn.Module
+    weights_sha256: str
+    index: DatasetIndex
+    transform: EvalTransform
+    image_size: int
+    num_workers: int
+    seed: int
+    ledger: Path
+
+    def run(self, entry: SuiteEval | AttackEval, *, batch_size: int) -> dict[str, Any]:
+        """Judges what is not in the ledger yet and returns the result as plain values."""
+        description = self._describe(entry)
+        identity = evaluation_id(**description)
+        keys = self._keys(entry)
+        components = (CLEAN,) if isinstance(entry, SuiteEval) else (CLEAN, entry.name)
+        with LedgerWriter(self.ledger, self.env.rank) as writer:
+            writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
+            self.env.barrier()  # every writer's file exists before anyone reads what is done
+            left = self._left(keys, identity, components)
+            self.env.barrier()  # nobody writes before everyone has read: ranks must agree on what is left
+            self._judge(entry, left, batch_size, partial(self._write, writer, identity, components))
+            self.env.flush()
+        self.env.barrier()
+        return self._result(entry, identity, description, components, len(keys))
+
+    def _describe(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
+        attack = None
+        if isinstance(entry, AttackEval):
+            fields = ("attack", "norm", "eps", "step_size", "steps", "random_start")
+            attack = {name: getattr(entry, name) for name in fields}
+        return {
+            "weights_sha256": self.weights_sha256,
+            "suite": f"clean@{self.index.dataset_id}",
+            "contract": contract_id(self.transform, self.image_size),
+            "attack": attack,
+            "seed": self.seed,
+            "precision": PRECISION,
+        }
+
+    def _keys(self, entry: SuiteEval | AttackEval) -> np.ndarray:
+        """All positions, or a fixed pseudo-random subset that is the same for every model and seed."""
+        total = self.index.num_samples
+        if entry.num_images is None or entry.num_images >= total:
+            return np.arange(total)
+        return np.sort(permutation(total, seed=0, epoch=0)[: entry.num_images])
+
+    def _left(self, keys: np.ndarray, identity: str, components: Sequence[str]) -> np.ndarray:
+        book = read_ledger(self.ledger)
+        done = set(keys.tolist())
+        for component in components:
+            done &= set(book.done(identity, component).tolist())
+        return np.array([key for key in keys.tolist() if key not in done], dtype=np.int64)
+
+    def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, batch_size: int, write: Any) -> None:
+        replicas = self.env.world_size * self.env.num_devices
+        global_batch = -(-batch_size // replicas) * replicas  # rounded up: padding slots do not count
+        loader = eval_loader(
+            self.index,
+            keys=keys,
+            global_batch=global_batch,
+            rank=self.env.rank,
+            world_size=self.env.world_size,
+            image_size=self.image_size,
+            resize=self.transform,
+            num_workers=self.num_workers,
+            seed=self.seed,
+        )
+        was_training = self.model.training
+        self.model.eval()
+        for batch in loader:
+            fed = Batch(**self.env.feed(batch._asdict()))
+            image = fed.image.float() / 255.0
+            verdicts = self._verdicts(CLEAN, image, fed)
+            if isinstance(entry, AttackEval):
+                verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
+            self.env.cut()
+            self.env.later(verdicts, partial(write, batch))
+        self.model.train(was_training)
+
+    @torch.no_grad()
+    def _verdicts(self, component: str, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        # No autocast: the prediction that counts is float32 whatever the training's precision was.
+        return {f"{component}/{n}": v for n, v in judge(self.model(image), batch.label)._asdict().items()}
+
+    def _attack(self, entry: AttackEval, image: Tensor, batch: Batch) -> Tensor:
+        pgd = build_pgd(
+            self.env, steps=entry.steps, step_size=entry.step_size, random_start=entry.random_start
+        )
+        eps = self.env.feed({"eps": torch.tensor(entry.eps)}, split=False)["eps"]
+        target = batch.label.clamp(min=0)  # padding slots have no label; their verdicts are not written
+        return pgd(self.model, image, target, eps=eps, seed=batch.seed ^ ATTACK_STREAM)
+
+    def _write(
+        self,
+        writer: LedgerWriter,
+        identity: str,
+        components: Sequence[str],
+        batch: Batch,
+        verdicts: dict[str, Tensor],
+    ) -> None:
+        """One transaction for all rows of a batch."""
+        rows = []
+        clean = verdicts[f"{CLEAN}/correct"].tolist()
+        for component in components:
+            columns = [verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")]
+            for slot, (prediction, correct, top5, margin) in enumerate(zip(*columns, strict=True)):
+                if not batch.mask[slot]:
+                    continue
+                position = int(batch.key[slot])
+                broken = component != CLEAN and clean[slot] and not correct
+                rows.append(
+                    Verdict(
+                        evaluation=identity,
+                        key=self.index.name(position),
+                        component=component,
+                        position=position,
+                        label=int(batch.label[slot]),
+                        prediction=prediction,
+                        correct=bool(correct),
+                        top5=bool(top5),
+                        margin=margin,
+                        broken_by=component if broken else None,
+                    )
+                )
+        writer.write(rows)
+
+    def _result(
+        self,
+        entry: SuiteEval | AttackEval,
+        identity: str,
+        description: dict[str, Any],
+        components: Sequence[str],
+        num_images: int,
+    ) -> dict[str, Any]:
+        summary = read_ledger(self.ledger).summary(identity)
+        for component in components:
+            found = summary["components"][component]["num_images"]
+            assert found == num_images, f"{component}: {found} of {num_images} images in the ledger"
+        interval = wilson_interval(summary["num_correct"], summary["num_images"])
+        return {"name": entry.name, "evaluation": identity, **description, **summary, "interval": list(interval)}
+
+
+def contract_id(transform: EvalTransform, image_size: int) -> str:
+    """Names how an image reached the model, so that numbers of different protocols are never taken for the same."""
+    resize = f"center{transform.crop_pct:g}" if transform.mode == "center" else transform.mode
+    return f"default/{resize}-{transform.interpolation}-{image_size}px"

@@ -1,0 +1,209 @@
+"""The six sections of a recipe and their defaults; each field is checked by itself.
+
+What one field says about another (mixing an odd batch, say) is checked in engine/recipe.py.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+)
+
+from engine.values import (
+    BelowOne,
+    Betas,
+    Channels,
+    Magnitude,
+    ModelArgument,
+    Points,
+    PositiveRadius,
+    Probability,
+    Radius,
+    Range,
+    Section,
+    Spread,
+)
+
+
+class DataSection(Section):
+    train: str  # folder of shards
+    val: str | None = None  # None: nothing is evaluated
+    image_size: PositiveInt  # pixels, square
+    num_classes: PositiveInt | None = None  # None: as many as the index of `train` names
+    num_workers: NonNegativeInt = 2
+    scale: Range = (0.08, 1.0)  # RandomResizedCrop: share of the area
+    ratio: Range = (3 / 4, 4 / 3)  # RandomResizedCrop: width over height
+    flip: Probability = 0.5
+    randaug: Annotated[str, Field(pattern=r"^rand-m\d")] | None = None  # timm's form, rand-m9-mstd0.5-inc1
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    eval_resize: Literal["crop", "squash", "none"] = "crop"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = (
+        0.875  # used by `crop`: resize the short side to size / crop_pct
+    )
+
+
+class ModelSection(Section):
+    name: Annotated[str, Field(min_length=1)]
+    norm_stats: Annotated[str, Field(pattern=r"^(local|global|ghost:[1-9][0-9]*)$")] = "local"
+    drop_path: BelowOne = 0.0
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Spread = (0.229, 0.224, 0.225)
+    args: dict[str, ModelArgument] = Field(
+        default_factory=dict
+    )  # handed to the model's constructor as they are
+
+
+class OptimSection(Section):
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat
+    lr_base_batch: PositiveInt | None = None  # None: lr is used as it is; else see schedule.scaled_lr
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    scale_all_lr: bool = False  # scale warmup_lr and min_lr by the same factor
+    weight_decay: NonNegativeFloat = 0.0
+    betas: Betas = (0.9, 0.999)  # adamw
+    eps: PositiveFloat = 1e-8  # adamw
+    momentum: BelowOne = 0.9  # sgd
+    nesterov: bool = True  # sgd
+    clip_norm: PositiveFloat | None = None
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_lr: NonNegativeFloat = 0.0
+    min_lr: NonNegativeFloat = 0.0  # the end of `cosine`; `step` and `constant` do not use it
+    step_epochs: PositiveInt = 30  # `step`: multiply by step_gamma every so many epochs
+    step_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    update: Literal["step", "epoch"] = (
+        "step"  # a new rate at every optimizer update, or a staircase of epochs
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay per optimizer update
+    accumulate: PositiveInt = 1  # global batches per optimizer update
+
+
+class AttackSection(Section):
+    norm: Literal["linf"]
+    eps: PositiveRadius
+    step_size: PositiveRadius
+    steps: PositiveInt
+    random_start: bool = True
+    clean_prob: Probability = 0.0  # share of the samples that start from the clean image all the same
+    mode: Literal["eval", "train"] = "eval"  # the model's mode while it is attacked
+
+
+class WarmupSection(Section):
+    """Augmentation values over epochs; each list of [epoch, value] replaces a number of the objective.
+
+    `table` holds a value until the next point, `linear` goes straight from point to point; after the last one
+    the value stays. A warm-up of `eps` scales the attack's step_size in proportion: it keeps its shape.
+    """
+
+    interpolation: Literal["table", "linear"] = "table"
+    magnitude: Points[Magnitude] | None = None  # RandAugment's M, 0..10
+    mix_prob: Points[Probability] | None = None
+    cutmix: Points[NonNegativeFloat] | None = None  # alpha
+    switch_prob: Points[Probability] | None = None
+    eps: Points[Radius] | None = None  # radius of the training attack
+
+
+# Bai et al. 2021 (arXiv 2111.05464): the table of the released code with its dip of mix_prob at epochs 8, 9.
+_BAI2021 = WarmupSection(
+    magnitude=((0, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 8), (9, 9)),
+    mix_prob=((0, 0.5), (1, 0.6), (2, 0.7), (3, 0.8), (4, 0.9), (5, 1.0), (8, 0.9), (9, 0.95), (10, 1.0)),
+    cutmix=((0, 0.0), (6, 1.0)),
+    switch_prob=((0, 0.0), (6, 0.1), (7, 0.2), (8, 0.3), (9, 0.4), (10, 0.5)),
+)
+# The same as the text describes it: straight ramps, no dip.
+_SMOOTH = WarmupSection(
+    interpolation="linear",
+    magnitude=((0, 1), (1, 1), (9, 9)),
+    mix_prob=((0, 0.5), (5, 1.0)),
+    cutmix=((0, 0.0), (5, 0.0), (6, 1.0)),
+    switch_prob=((0, 0.0), (5, 0.0), (10, 0.5)),
+)
+WARMUP_PRESETS = {"bai2021": _BAI2021, "smooth": _SMOOTH}
+
+
+def _preset(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value not in WARMUP_PRESETS:
+        raise ValueError(
+            f"is {value!r}, but the presets are {', '.join(WARMUP_PRESETS)}; write one, a mapping or null"
+        )
+    return WARMUP_PRESETS[value]
+
+
+class ObjectiveSection(Section):
+    kind: Literal["clean", "adversarial"] = "clean"
+    smoothing: BelowOne = 0.0
+    mixup: NonNegativeFloat = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+    cutmix: NonNegativeFloat = 0.0
+    mix_prob: Probability = 1.0
+    switch_prob: Probability = 0.5  # share of cutmix where both are on
+    mix_group: PositiveInt | None = None  # samples that share one draw; None: the whole global batch
+    attack: AttackSection | None = None
+    warmup: Annotated[WarmupSection | None, BeforeValidator(_preset)] = None
+
+
+class EvalSection(Section):
+    """What every entry of `evals` has."""
+
+    every: PositiveInt | None = None  # epochs; None: only after the last one
+    batch_size: PositiveInt | None = None  # global; None: run.batch_size
+    num_images: PositiveInt | None = None  # None: all of data.val
+
+
+class SuiteEval(EvalSection):
+    suite: Literal["clean"]
+
+    @property
+    def name(self) -> str:
+        return self.suite
+
+
+class AttackEval(EvalSection):
+    attack: Literal["pgd"]
+    norm: Literal["linf"]
+    eps: PositiveRadius
+    step_size: PositiveRadius
+    steps: PositiveInt
+    random_start: bool = True
+
+    @property
+    def name(self) -> str:
+        """Such as pgd20_linf8: the radius in 1/255, rounded."""
+        return f"{self.attack}{self.steps}_{self.norm}{round(self.eps * 255)}"
+
+
+def _entry_kind(value: object) -> str:
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else {}
+    return "attack entry" if "attack" in keys else "suite entry"
+
+
+EVAL_TAGS = (
+    "attack entry",
+    "suite entry",
+)  # pydantic puts them into the path of an error; recipe.py takes them out
+EvalEntry = Annotated[
+    Annotated[AttackEval, Tag("attack entry")] | Annotated[SuiteEval, Tag("suite entry")],
+    Discriminator(_entry_kind),
+]
+
+
+class RunSection(Section):
+    output: str | None = None
+    seed: NonNegativeInt = 0
+    epochs: PositiveInt
+    batch_size: PositiveInt  # global: over all devices, for one forward pass
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    deterministic: bool = False
+    report_every: PositiveInt = 50  # steps
+    checkpoint_every: NonNegativeInt = 0  # steps; 0: at the end of each epoch
+    keep_checkpoints: PositiveInt = 2
+    max_steps: PositiveInt | None = None  # stop early; the schedule does not change

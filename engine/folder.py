@@ -1,0 +1,107 @@
+"""The run folder: what lies where, who may write into it, and what it says about where the run was made."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bits.checkpoint import write_atomic
+from bits.environment import Environment
+from engine.recipe import Recipe, load_recipe
+
+PACKAGES = ("torch", "torchvision", "torch_xla", "timm", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger"
+
+    def read_recipe(self) -> Recipe:
+        """The resolved recipe of the run. ValueError when this is no run folder."""
+        if not self.recipe.is_file():
+            raise ValueError(f"{self.root} is no run folder (no recipe.yaml in it); give the folder that train wrote")
+        return load_recipe(self.recipe, [])
+
+    def create(self) -> None:
+        """Makes the folder; one clear line when it cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"output folder {self.root}: {error.strerror}; choose another --output") from None
+        if not os.access(self.root, os.W_OK):
+            raise ValueError(f"output folder {self.root}: not writable; choose another --output")
+
+    def write_start(self, recipe: Recipe, env: Environment) -> None:
+        """Recipe and environment of a fresh start (rank 0)."""
+        write_atomic(self.recipe, recipe.resolved_yaml().encode())
+        write_atomic(self.environment, json.dumps(describe_environment(env), indent=1).encode())
+
+
+def describe_environment(env: Environment) -> dict[str, Any]:
+    """Versions, git commit, devices and command: what somebody needs to repeat the run."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "backend": env.backend,
+        "device": _device_name(env),
+        "world_size": env.world_size,
+        "num_devices": env.num_devices,
+        "precision": env.precision,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "command": sys.argv,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name(env: Environment) -> str:
+    return torch.cuda.get_device_name(env.device) if env.backend == "cuda" else str(env.device)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,64 @@
+"""What both launchers check before anything heavy is imported, and how they read their own flags."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata, util
+from pathlib import Path
+
+PACKAGES = ("bits", "data", "models", "robust", "engine")
+Flag = bool | int
+
+
+def check_packages(root: Path) -> None:
+    """The five packages must be those beside the launcher: `data` and `models` are common names.
+
+    ValueError naming the path that shadows one.
+    """
+    for name in PACKAGES:
+        spec = util.find_spec(name)
+        found = Path(spec.origin).parent if spec is not None and spec.origin else None
+        if found is None or found.resolve() != (root / name).resolve():
+            raise ValueError(
+                f"package {name} was found at {found}, not beside the launcher in {root}; remove that path from "
+                "PYTHONPATH or start the launcher from its own checkout"
+            )
+
+
+def check_torch_xla() -> None:
+    """torch and torch_xla must be of one release: the pair shares compiled symbols."""
+    versions = {}
+    for name in ("torch", "torch_xla"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            raise ValueError(f"{name} is not installed; run `pip install -e .[xla]`") from None
+    torch, torch_xla = (value.split("+")[0].split(".")[:2] for value in versions.values())
+    if torch != torch_xla:
+        raise ValueError(
+            f"torch {versions['torch']} and torch_xla {versions['torch_xla']} do not fit together; install torch and "
+            "torch_xla of the same release, e.g. `pip install -e .[xla]`"
+        )
+
+
+def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict[str, Flag], list[str]]:
+    """The launcher's own flags, which stand before the verb, and the rest. Whole numbers must be at least 1."""
+    flags, rest = dict(known), list(argv)
+    while rest and rest[0].partition("=")[0] in known:
+        name, has_value, value = rest.pop(0).partition("=")
+        if isinstance(known[name], bool):
+            flags[name] = True
+            continue
+        if not has_value:
+            value = rest.pop(0) if rest else ""
+        if not value.isdigit() or int(value) < 1:
+            raise ValueError(f"{name} {value or 'without a value'}: give a whole number, 1 or more")
+        flags[name] = int(value)
+    return flags, rest
+
+
+def hush() -> None:
+    """No warning of a library may bury the one line that a user needs."""
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")

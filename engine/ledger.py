@@ -1,0 +1,190 @@
+"""The ledger: one row per image, component and evaluation; written by many processes, merged when it is read.
+
+Accuracies are sums over these rows: an interrupted evaluation goes on where it stopped, every number can be
+traced to images. Each process writes a file of its own, rank-R.sqlite; engine/ledger_file.py says how.
+"""
+
+import json
+import math
+import shutil
+import sqlite3
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import NormalDist
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.ledger_file import (
+    SCHEMA,
+    LedgerConflict,
+    LedgerWriter,
+    Verdict,
+    conflict,
+    has_tables,
+    one_line_errors,
+)
+
+__all__ = [
+    "Counts",
+    "Ledger",
+    "LedgerConflict",
+    "LedgerWriter",
+    "Summary",
+    "Verdict",
+    "read_ledger",
+    "wilson_interval",
+]
+
+DIFFERS = " OR ".join(f"a.{name} != b.{name}" for name in ("position", "label", "prediction", "correct"))
+
+
+class Counts(TypedDict):
+    """Images and how many of them count: exact integers, and their ratios."""
+
+    num_images: int
+    num_correct: int
+    num_top5: int
+    top1: float
+    top5: float
+
+
+class Summary(Counts):
+    """An evaluation: the worst case per image over its components, and every component by itself."""
+
+    num_rows: int
+    components: dict[str, Counts]
+
+
+class Ledger:
+    """What all files of a folder said when they were read; see read_ledger."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._db = sqlite3.connect("file::memory:", uri=True, isolation_level=None, check_same_thread=False)
+        self.close = weakref.finalize(self, self._db.close)
+        for statement in SCHEMA:
+            self._db.execute(statement)
+        for path in sorted(self.folder.glob("rank-*.sqlite")):
+            with one_line_errors(path):
+                _merge(self._db, path)
+
+    def evaluations(self) -> dict[str, dict[str, object]]:
+        """What each described evaluation id stands for."""
+        return {
+            id_: json.loads(text) for id_, text in self._db.execute("SELECT * FROM evaluation ORDER BY id")
+        }
+
+    def done(self, evaluation_id: str, component: str) -> NDArray[np.int64]:
+        """Sorted positions that have a verdict."""
+        query = "SELECT position FROM verdict WHERE evaluation = ? AND component = ? ORDER BY position"
+        return np.array(
+            [row[0] for row in self._db.execute(query, (evaluation_id, component))], dtype=np.int64
+        )
+
+    def rows(self, evaluation_id: str, component: str | None = None) -> Iterator[Verdict]:
+        """The verdicts of one component or of all, by component and position."""
+        query = "SELECT * FROM verdict WHERE evaluation = ? AND ? IN (component, '') "
+        order = "ORDER BY component, position, key"
+        for row in self._db.execute(query + order, (evaluation_id, component or "")):
+            yield _from_row(row)
+
+    def summary(self, evaluation_id: str) -> Summary:
+        """Exact counts. An image counts as correct when all of its rows are: with one component these are
+        plain sums, with several attacks num_correct and top1 are the worst case, the robust accuracy."""
+        sums = "SELECT component, COUNT(*), SUM(correct), SUM(top5) FROM verdict"
+        query = f"{sums} WHERE evaluation = ? GROUP BY component ORDER BY component"
+        parts = {name: _counts(*counts) for name, *counts in self._db.execute(query, (evaluation_id,))}
+        if not parts:
+            known = self._db.execute("SELECT DISTINCT evaluation FROM verdict").fetchall()
+            names = ", ".join(name for (name,) in known) or "none"
+            raise ValueError(f"{self.folder} has no verdict of evaluation {evaluation_id}; it has: {names}")
+        worst = "SELECT MIN(correct) AS c, MIN(top5) AS t FROM verdict WHERE evaluation = ? GROUP BY key"
+        total = self._db.execute(
+            f"SELECT COUNT(*), SUM(c), SUM(t) FROM ({worst})", (evaluation_id,)
+        ).fetchone()
+        num_rows = sum(part["num_images"] for part in parts.values())
+        return Summary(num_rows=num_rows, components=parts, **_counts(*total))
+
+
+def read_ledger(folder: str | Path) -> Ledger:
+    """The merged ledger of `folder`, empty where there is none yet; LedgerConflict when two files contradict.
+
+    Changes no file. On resuming read it on every rank before the first one writes (a barrier), or ranks would
+    differ in what they take for done.
+    """
+    return Ledger(folder)
+
+
+def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval for a share of k in n (Wilson 1927); inside [0, 1] also where k is 0 or n."""
+    if not 0 <= k <= n or n == 0 or not 0 < confidence < 1:
+        raise ValueError(
+            f"interval of {k} in {n} at confidence {confidence}: needs 0 <= k <= n, n > 0, 0 < c < 1"
+        )
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
+    return (0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)
+
+
+def _counts(num_images: int, num_correct: int, num_top5: int) -> Counts:
+    return Counts(
+        num_images=num_images,
+        num_correct=num_correct,
+        num_top5=num_top5,
+        top1=num_correct / num_images,
+        top5=num_top5 / num_images,
+    )
+
+
+def _from_row(row: tuple[object, ...]) -> Verdict:
+    found = Verdict(*row)  # type: ignore[arg-type]
+    margin = math.nan if found.margin is None else found.margin
+    return found._replace(correct=bool(found.correct), top5=bool(found.top5), margin=margin)
+
+
+def _merge(db: sqlite3.Connection, path: Path) -> None:
+    """Adds the rows of one file, opened read-only. To roll back a journal is left to the file's own writer: a
+    reader on another machine cannot tell a dead one from a live one. Such a file is read through a copy."""
+    try:
+        _merge_from(db, path, f"{path.absolute().as_uri()}?mode=ro")
+    except sqlite3.OperationalError:
+        journal = path.with_name(f"{path.name}-journal")
+        if not journal.exists() or journal.stat().st_size == 0:
+            raise
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            shutil.copyfile(journal, copy.with_name(journal.name))
+            shutil.copyfile(path, copy)
+            _merge_from(db, path, copy.as_uri())
+
+
+def _merge_from(db: sqlite3.Connection, path: Path, uri: str) -> None:
+    db.execute("ATTACH ? AS part", (uri,))
+    try:
+        db.execute("BEGIN")  # one snapshot for check and copy, should its writer be at work
+        if has_tables(db, "part", path):
+            _refuse_conflicts(db, path)
+            db.execute("INSERT OR IGNORE INTO main.evaluation SELECT * FROM part.evaluation")
+            db.execute("INSERT OR IGNORE INTO main.verdict SELECT * FROM part.verdict")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        db.execute("DETACH part")
+
+
+def _refuse_conflicts(db: sqlite3.Connection, path: Path) -> None:
+    both = "FROM main.verdict a JOIN part.verdict b USING (evaluation, key, component)"
+    if pair := db.execute(f"SELECT a.*, b.* {both} WHERE {DIFFERS} LIMIT 1").fetchone():
+        half = len(pair) // 2
+        raise conflict(path, _from_row(pair[:half]), _from_row(pair[half:]))
+    both = "FROM main.evaluation a JOIN part.evaluation b USING (id)"
+    if named := db.execute(f"SELECT id {both} WHERE a.description != b.description").fetchone():
+        raise LedgerConflict(
+            f"{path}: evaluation {named[0]} is described otherwise in another file; evaluate anew"
+        )

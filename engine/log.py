@@ -1,0 +1,48 @@
+"""What a run says while it runs: `log.jsonl` for machines, plain lines for people, both from rank 0 only."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends one JSON object a line. Each has `event` and `time` (seconds since the epoch); see TRAIN.md."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path` None: nothing is written (ranks other than 0)."""
+        self._path = path
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this rank is the one that speaks."""
+        return self._path is not None
+
+    def write(self, event: str, **values: Any) -> None:
+        if self._path is None:
+            return
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
+        # One write of one line: a kill leaves at most one torn line at the end, which readers skip.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._path is not None:
+            print(text, file=sys.stderr, flush=True)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole entries of a `log.jsonl`; a torn last line is left out."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries

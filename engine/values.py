@@ -1,0 +1,92 @@
+"""The types a recipe's fields are made of: radii, ranges, schedules, and the line that refuses a wrong value.
+
+Types are strict: no text becomes a number, no number becomes text; only a whole number may stand for a float.
+"""
+
+import re
+from itertools import pairwise
+from typing import Annotated, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+)
+
+T = TypeVar("T")
+
+
+def _fraction(value: object) -> object:
+    """ "4/255" as the float it is; anything else as it came."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None or float(match[2]) == 0.0:
+        return value
+    return float(match[1]) / float(match[2])
+
+
+def _radius(value: object) -> object:
+    """A radius or step in pixel units [0, 1]; a whole number is the papers' 0..255 unit and is refused."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if whole or (isinstance(value, float) and value > 1):
+        raise ValueError(f"is {value}, but images and radii live in [0, 1]; likely meant: {value:g}/255")
+    return _fraction(value)
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError(f"is {list(pair)}, but must be two positive numbers, the lower first; swap them")
+    return pair
+
+
+def _in_order(points: tuple[tuple[int, T], ...]) -> tuple[tuple[int, T], ...]:
+    """A schedule has no gap: its first point is epoch 0 and every later point comes after the one before."""
+    epochs = [epoch for epoch, _ in points]
+    if not epochs or epochs[0] != 0:
+        raise ValueError(f"has points at epochs {epochs}, but must begin at epoch 0; add [0, VALUE] in front")
+    if any(after <= before for before, after in pairwise(epochs)):
+        raise ValueError(
+            f"has points at epochs {epochs}, but each must come after the last; sort them, drop repeats"
+        )
+    return points
+
+
+def _scalar(value: object) -> object:
+    if not isinstance(value, (bool, int, float, str)):
+        raise ValueError(
+            f"is {value!r}, but a model argument is a number, true, false or text; write one of these"
+        )
+    return value
+
+
+# YAML has lists and no tuples, so the outermost type is taken leniently; what is inside stays strict.
+Number = Annotated[float, BeforeValidator(_fraction)]
+Range = Annotated[tuple[Number, Number], Field(strict=False), AfterValidator(_rising)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Spread = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
+Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0, le=1)]
+PositiveRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
+Magnitude = Annotated[float, Field(ge=0, le=10)]
+ModelArgument = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+Epoch = NonNegativeInt
+Points = Annotated[
+    tuple[Annotated[tuple[Epoch, T], Field(strict=False)], ...],
+    Field(strict=False),
+    AfterValidator(_in_order),
+]
+
+
+class Section(BaseModel):
+    """A frozen group of fields that refuses keys it does not know, and nan and infinity."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)

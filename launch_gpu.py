@@ -1,0 +1,43 @@
+"""Entry for CPU and CUDA: `python launch_gpu.py [--cpu] [--num-processes N] VERB ...` (see README.md).
+
+Works under `accelerate launch` and torchrun as well, which start the processes themselves.
+"""
+
+import sys
+
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.stderr.write("error: Python %d.%d is not supported; use Python 3.11, 3.12 or 3.13\n" % sys.version_info[:2])
+    sys.exit(2)
+
+from pathlib import Path
+
+from engine.cli import Launch, fail, validate
+from engine.cli import main as run_verb
+from engine.launch import check_packages, hush, launcher_flags
+
+PROGRAM = "launch_gpu.py"
+
+
+def main(argv: list[str]) -> int:
+    """The exit code of the verb: 0 done, 2 user error, 3 data limit exceeded, 75 stopped with state saved."""
+    hush()
+    try:
+        check_packages(Path(__file__).parent)
+        flags, rest = launcher_flags(argv, {"--cpu": False, "--num-processes": 1})
+        num_processes = int(flags["--num-processes"])
+        from bits.processes import is_worker, python_command, run_processes
+
+        if num_processes > 1 and not is_worker():
+            # Here, so that a mistake in the recipe is one line before any process starts.
+            validate(rest, PROGRAM)
+            return run_processes(python_command([__file__, *argv]), num_processes)
+    except ValueError as error:
+        return fail(error)
+    # Under an outside launcher the number of processes is that launcher's to say.
+    world_size = None if is_worker() and num_processes == 1 else num_processes
+    launch = Launch(backend="cpu" if flags["--cpu"] else "auto", world_size=world_size)
+    return run_verb(rest, launch, program=PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""Entry for XLA: `python launch_xla.py [--num-devices N] VERB ...` (see README.md).
+
+On a TPU VM it takes the chips that are there; with PJRT_DEVICE=CPU it runs on any machine, on N virtual devices.
+"""
+
+import os
+import sys
+
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.stderr.write("error: Python %d.%d is not supported; use Python 3.11, 3.12 or 3.13\n" % sys.version_info[:2])
+    sys.exit(2)
+
+from pathlib import Path
+
+from engine.cli import Launch, fail
+from engine.cli import main as run_verb
+from engine.launch import check_packages, check_torch_xla, hush, launcher_flags
+
+PROGRAM = "launch_xla.py"
+
+
+def main(argv: list[str]) -> int:
+    """The exit code of the verb: 0 done, 2 user error, 3 data limit exceeded, 75 stopped with state saved."""
+    hush()
+    try:
+        check_packages(Path(__file__).parent)
+        flags, rest = launcher_flags(argv, {"--num-devices": 1})
+        check_torch_xla()
+    except ValueError as error:
+        return fail(error)
+    num_devices = int(flags["--num-devices"])
+    if os.environ.get("PJRT_DEVICE") == "CPU":
+        # Read once, when the runtime starts, which is after this line.
+        os.environ["CPU_NUM_DEVICES"] = str(num_devices)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the runtime's deprecation notes, one per compile
+    return run_verb(rest, Launch(backend="xla", num_devices=num_devices), program=PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

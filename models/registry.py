@@ -1,0 +1,90 @@
+"""A recipe's model name -> a PixelModel: timm's registry, plus the toolkit's own models, behind one function.
+
+Nothing is downloaded unless `pretrained` says so. timm's constructors differ in what they take: an image size
+is given to those that know one (transformers) and left out for the rest, a drop-path rate likewise."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.models import get_arch_name, is_model
+from torch import nn
+
+from models import small as small  # registers small_cnn and small_vit
+from models.batchnorm import Reduce
+from models.norm import set_norm_stats
+from models.pixel import PixelModel
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_stats: str = "local",
+    num_devices: int = 1,
+    reduce: Reduce | None = None,
+    world_size: int = 1,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+    **extra: Any,
+) -> PixelModel:
+    """The model `name` (timm's names and list_models()) with fresh weights from torch's global generator.
+
+    `mean` and `std` are in pixel units; norm_stats, num_devices, reduce and world_size as in models.norm;
+    `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting the model
+    does not have, or for an image size it cannot take."""
+    _check_name(name)
+    if num_classes < 1:
+        raise ValueError(f"num_classes {num_classes} is below 1; a classifier needs at least one class")
+    settings = {"num_classes": num_classes, "img_size": image_size, "drop_path_rate": drop_path, **extra}
+    backbone = _build(name, settings, pretrained=pretrained)
+    set_norm_stats(backbone, norm_stats, num_devices=num_devices, reduce=reduce, world_size=world_size)
+    return PixelModel(backbone, mean, std, num_classes=num_classes, image_size=image_size, name=name)
+
+
+def list_models(pattern: str = "") -> list[str]:
+    """Names that create_model knows, sorted; `pattern` is a shell pattern such as "deit_*" (empty: all)."""
+    return list(timm.list_models(pattern))
+
+
+def _check_name(name: str) -> None:
+    # is_model also refuses timm's "hf-hub:..." names, which would fetch a file
+    if is_model(get_arch_name(name)):
+        return
+    known = list_models()
+    near = difflib.get_close_matches(get_arch_name(name), known, n=3, cutoff=0.5)
+    remedy = f"nearest: {', '.join(near)}" if near else "`list models` prints them all"
+    raise ValueError(f"unknown model {name!r}; it must be one of {len(known)} known names; {remedy}")
+
+
+def _build(name: str, settings: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    settings = dict(settings)
+    while True:
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **settings)
+            return model
+        except TypeError as error:
+            # raised at the constructor's door, before any layer is made, so a second try costs nothing
+            _drop_refused(name, settings, error)
+        except (AssertionError, RuntimeError) as error:  # timm's way to refuse a size, a tag, a combination
+            raise ValueError(f"model {name!r} refuses {settings}: {error}") from error
+
+
+def _drop_refused(name: str, settings: dict[str, Any], error: TypeError) -> None:
+    """Remove the argument that the constructor refused, if that means the same; ValueError otherwise."""
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    argument = match.group(1) if match else ""
+    if argument not in settings:
+        raise error
+    value = settings.pop(argument)
+    if argument == "img_size" or (argument == "drop_path_rate" and value == 0.0):
+        return
+    shown = "drop_path" if argument == "drop_path_rate" else argument
+    raise ValueError(
+        f"model {name!r} has no setting {shown!r} (given {value!r}); remove it or take another model"
+    )

@@ -1,0 +1,1 @@
+"""What can go wrong with an input: threat models, and the attacks built from them."""

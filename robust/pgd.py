@@ -1,0 +1,181 @@
+"""Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083): the attack of training and of evaluation.
+
+`PGD` is the attack for loops: pure `init`, `step`, `finish` of static shape, no host reads, so training,
+lanes and XLA use it as it is. `pgd` wraps it for a person: it checks its arguments and returns verdicts.
+Noise is passed in, because device generators differ between backends; deviations from other libraries: the
+random start is clipped to [0, 1], and the returned image is the last iterate, as in foolbox and torchattacks
+(no best-of).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robust.checks import check_image, checked_eps, checked_logits, checked_seed, checked_step
+from robust.gradient import Predict, input_gradient
+from robust.threat import Linf, ThreatModel
+
+Noise = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""noise(seed int64[N], shape) -> float32 [N,*shape] in [0, 1), a pure function of each image's seed."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""loss(logits (N,K), target) -> one loss per image [N]; the attack ascends it."""
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy per image [N], float32 at least; target is labels int64 [N] or soft float [N,K]."""
+    if target.is_floating_point():
+        target = target.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="none"
+    )
+
+
+def no_cut() -> None:
+    """The cut of a backend whose graphs need none."""
+
+
+class State(NamedTuple):
+    """Where an attack stands: tensors of fixed shape, so it can be kept, gathered or re-packed."""
+
+    image: Tensor  # (N,3,H,W) the current iterate
+    clean: Tensor  # (N,3,H,W) the centre of the ball
+    target: Tensor  # int64 [N] or float [N,K]
+    eps: Tensor  # 0-dim or [N], in pixel units
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PGD:
+    """`steps` ascent steps of `step_size` (pixel units; number or tensor) on the loss, projected after each.
+
+    start "uniform" needs `noise`. With `clean_prob` > 0, an image starts from its clean version where its
+    `start_u` (uniform in [0, 1), given to the call) is below `clean_prob`. `cut` is called after `init` and
+    after every step: hand in the backend's graph cut where many steps would otherwise become one huge graph,
+    so that one graph serves any number of steps; leave it out inside a training step.
+    """
+
+    steps: int
+    step_size: Tensor | float
+    noise: Noise | None = None
+    start: Literal["uniform", "clean"] = "uniform"
+    clean_prob: Tensor | float = 0.0
+    threat: ThreatModel = Linf()
+    loss: Loss = cross_entropy
+    cut: Callable[[], None] = no_cut
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"PGD steps {self.steps} is negative; use 0 (the start alone) or more")
+        if self.start not in ("uniform", "clean"):
+            raise ValueError(f"unknown PGD start {self.start!r}; use 'uniform' or 'clean'")
+        if self.start == "uniform" and self.noise is None:
+            raise ValueError("PGD start 'uniform' needs a noise function; pass noise=..., or start='clean'")
+
+    def __call__(
+        self,
+        predict: Predict,
+        image: Tensor,
+        target: Tensor,
+        *,
+        eps: Tensor,
+        seed: Tensor,
+        start_u: Tensor | None = None,
+    ) -> Tensor:
+        """The attacked image (N,3,H,W), inside the eps-ball around `image` (in [0,1]) and inside [0, 1]."""
+        state = self.init(image, target, eps=eps, seed=seed, start_u=start_u)
+        self.cut()
+        for _ in range(self.steps):
+            state = self.step(predict, state)
+            self.cut()
+        return self.finish(state)
+
+    def init(
+        self, image: Tensor, target: Tensor, *, eps: Tensor, seed: Tensor, start_u: Tensor | None = None
+    ) -> State:
+        """Start of the attack; seed int64 [N], start_u float [N] in [0, 1), needed with clean_prob."""
+        clean = image.detach()
+        return State(image=self._start(clean, eps, seed, start_u), clean=clean, target=target, eps=eps)
+
+    def step(self, predict: Predict, state: State) -> State:
+        """One ascent step and projection: one forward and one input-only backward."""
+        # Summed, not averaged: an image's gradient must not depend on the batch it is in.
+        gradient = input_gradient(predict, state.image, lambda logits: self.loss(logits, state.target).sum())
+        moved = self.threat.step(state.image, gradient, self.step_size)
+        return state._replace(image=self.threat.project(moved, state.clean, state.eps))
+
+    def finish(self, state: State) -> Tensor:
+        """The last iterate."""
+        return state.image
+
+    def _start(self, clean: Tensor, eps: Tensor, seed: Tensor, start_u: Tensor | None) -> Tensor:
+        if self.start == "clean" or self.noise is None:
+            return clean
+        noisy = self.threat.random_start(clean, eps, self.noise(seed, tuple(clean.shape[1:])))
+        if start_u is None:
+            if not isinstance(self.clean_prob, Tensor) and self.clean_prob == 0.0:
+                return noisy
+            raise ValueError("PGD with clean_prob needs start_u, one uniform draw per image")
+        from_clean = (start_u < self.clean_prob).view([-1] + [1] * (clean.dim() - 1))
+        return torch.where(from_clean, clean, noisy)
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, image by image."""
+
+    adversarial: Tensor  # (N,3,H,W) inside the ball and [0, 1]
+    robust: Tensor  # bool [N]: classified correctly before and after the attack
+    flags: dict[
+        str, Tensor
+    ]  # bool [N] each: clean_correct, zero_gradient (the attack was blind at the clean image)
+
+
+def pgd(
+    predict: Predict,
+    image: Tensor,
+    label: Tensor,
+    *,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    random_start: bool = True,
+    seed: int | Tensor = 0,
+    noise: Noise | None = None,
+    threat: ThreatModel | None = None,
+    loss: Loss = cross_entropy,
+    cut: Callable[[], None] = no_cut,
+) -> AttackResult:
+    """Attack `image` (N,3,H,W) float in [0,1] with `label` int64 [N] and say which images stay correct.
+
+    `noise` is required when `random_start` is set (bits.noise, or any function of that contract). `seed` is
+    one int64 per image, or an int from which they are made by position. `predict` is used in the mode it
+    comes in: call `model.eval()` before. `zero_gradient` marks images whose gradient is exactly zero at the
+    clean image: their robustness is not shown by this attack (saturated float32 cross-entropy, or a masked
+    gradient).
+
+    Reads the host (checks); inside a loop use `PGD`. Raises ValueError, one line, for anything outside the
+    contract.
+    """
+    check_image(image, label)
+    radius = checked_eps(eps, image)
+    per_image_seed = checked_seed(seed, image)
+    attack = PGD(
+        steps=steps,
+        step_size=checked_step(step_size),
+        noise=noise,
+        start="uniform" if random_start else "clean",
+        threat=threat if threat is not None else Linf(),
+        loss=loss,
+        cut=cut,
+    )
+    with torch.no_grad():
+        clean_correct = checked_logits(predict(image), image, label).argmax(1) == label
+    gradient = input_gradient(predict, image, lambda logits: loss(logits, label).sum())
+    adversarial = attack(predict, image, label, eps=radius, seed=per_image_seed)
+    with torch.no_grad():
+        robust = clean_correct & (predict(adversarial).argmax(1) == label)
+    flags = {"clean_correct": clean_correct, "zero_gradient": (gradient == 0).flatten(1).all(1)}
+    return AttackResult(adversarial=adversarial, robust=robust, flags=flags)
