@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.cli import Launch, fail, validate
 from engine.cli import main as run_verb
-from engine.launch import check_packages, hush, launcher_flags
+from engine.launch import check_packages, hush, is_worker, launcher_flags, run_copies
 
 PROGRAM = "launch_gpu.py"
 
@@ -25,12 +25,10 @@ def main(argv: list[str]) -> int:
         check_packages(Path(__file__).parent)
         flags, rest = launcher_flags(argv, {"--cpu": False, "--num-processes": 1})
         num_processes = int(flags["--num-processes"])
-        from bits.processes import is_worker, python_command, run_processes
-
         if num_processes > 1 and not is_worker():
             # Here, so that a mistake in the recipe is one line before any process starts.
             validate(rest, PROGRAM)
-            return run_processes(python_command([__file__, *argv]), num_processes)
+            return run_copies([__file__, *argv], num_processes)
     except ValueError as error:
         return fail(error)
     # Under an outside launcher the number of processes is that launcher's to say.

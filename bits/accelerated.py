@@ -44,6 +44,7 @@ class AcceleratedEnvironment:
 
     def __init__(self, backend: str, *, precision: Precision, deterministic: bool) -> None:
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._wrapped: dict[nn.Module, nn.Module] = {}
         self._accelerator = Accelerator(cpu=backend == "cpu", kwargs_handlers=[ddp])
         self.backend = backend
         self.precision = precision
@@ -65,8 +66,10 @@ class AcceleratedEnvironment:
         return module.to(self.device)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        wrapped: nn.Module = self._accelerator.prepare_model(module)
-        return wrapped
+        # Kept here: DDP's hooks die with the wrapper, and gradients would then stay local without a word.
+        if module not in self._wrapped:
+            self._wrapped[module] = self._accelerator.prepare_model(module)
+        return self._wrapped[module]
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -103,8 +102,3 @@ def free_port() -> int:
 def is_worker() -> bool:
     """Whether some launcher (ours, torchrun, accelerate) has already given this process its rank."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def python_command(arguments: Sequence[str]) -> list[str]:
-    """This interpreter with `arguments`."""
-    return [sys.executable, *arguments]

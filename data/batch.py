@@ -1,7 +1,8 @@
 """The fixed-shape unit that leaves `data/`: one process's contiguous slice of a global batch, on the host.
 
 `draw` carries the small random numbers of the step, one row per sample, so that the device program never
-draws them itself and stays the same graph whatever they are. The constants below name its columns."""
+draws them itself and stays the same graph whatever they are. The constants below name its columns.
+"""
 
 from typing import Final, NamedTuple
 

@@ -2,7 +2,8 @@
 
 1797 scans of 8x8 grey levels, written by 43 people (Alpaydin and Kaynak, UCI "Optical Recognition of
 Handwritten Digits", 1998). Small enough to train on a laptop in a minute, real enough for robustness to mean
-something."""
+something.
+"""
 
 import shutil
 import tempfile
@@ -21,7 +22,8 @@ _WHITE: Final = 16.0  # grey levels run from 0 to 16
 
 def write_digits(dst: str | Path, *, size: int = 32) -> None:
     """Write `dst/{train,val}/{0..9}/NNNN.png`, size x size RGB; the same split for everyone, 80/20 in each
-    class."""
+    class.
+    """
     dst = Path(dst)
     if size < 8:
         raise ValueError(f"size {size} is below the scans' own 8 pixels; use 8 or more")
@@ -64,7 +66,8 @@ def _write_class(
 
 def _enlarge(image: NDArray[np.float64], size: int) -> Image.Image:
     """Bicubic in floating point, so the 17 grey levels become smooth edges before they are rounded to 8
-    bits."""
+    bits.
+    """
     scaled = Image.fromarray((image * (255 / _WHITE)).astype(np.float32))
     enlarged = np.asarray(scaled.resize((size, size), Image.Resampling.BICUBIC))
     return Image.fromarray(np.clip(np.rint(enlarged), 0, 255).astype(np.uint8)).convert("RGB")

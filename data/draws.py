@@ -2,7 +2,8 @@
 
 A draw belongs to a *group* of samples: the whole global batch as in timm, or `group` consecutive samples,
 which gives more varied batches. It is a pure function of (seed, epoch, group), so every rank computes the
-same one by itself."""
+same one by itself.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from data.order import hash64, uniform
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixSettings:
     """Mixup (Zhang et al. 2018, 1710.09412) and cutmix (Yun et al. 2019, 1905.04899); both alphas 0 means
-    neither."""
+    neither.
+    """
 
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
@@ -56,7 +58,8 @@ def draw_train(
     """Draws of the samples at `positions` (int64 [N], counted along the epoch) as float32 [N,NUM_DRAWS].
 
     `batch_start` is the position of the global batch's first sample; it names the group when `settings.group`
-    is None."""
+    is None.
+    """
     group = np.full_like(positions, batch_start) if settings.group is None else positions // settings.group
     groups, row_of = np.unique(group, return_inverse=True)
     rows = _draw_groups(groups, settings, seed=seed, epoch=epoch, image_size=image_size)[row_of]
@@ -105,7 +108,8 @@ def _boxes(
     lam: NDArray[np.float64], centre_y: NDArray[np.float64], centre_x: NDArray[np.float64], *, size: int
 ) -> tuple[NDArray[np.int64], ...]:
     """(y0, y1, x0, x1) as in timm: side int(size * sqrt(1 - lam)), halved by integer division, clipped to the
-    image."""
+    image.
+    """
     half = (size * np.sqrt(1 - lam)).astype(np.int64) // 2
     y, x = (size * centre_y).astype(np.int64), (size * centre_x).astype(np.int64)
     return tuple(np.clip(edge, 0, size) for edge in (y - half, y + half, x - half, x + half))

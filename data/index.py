@@ -3,7 +3,8 @@
 `index.json` describes the data set; next to each shard NAME lie `NAME.idx.npy` (one record per sample, see
 RECORD) and `NAME.keys.npy` (string keys, fixed-width bytes). The arrays are memory-mapped: ImageNet opens in
 a fraction of a second, in as many processes as wanted, and no pickle is involved. A sample's *key* in a batch
-is its position over all shards."""
+is its position over all shards.
+"""
 
 import hashlib
 import json
@@ -48,7 +49,8 @@ class Shard:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """Contents of index.json. `key_hash`: sum modulo 2**64 of hash64(string key) over all samples, 16 hex
-    digits."""
+    digits.
+    """
 
     dataset: str
     split: str
@@ -66,7 +68,8 @@ class Description:
     @property
     def dataset_id(self) -> str:
         """sha256 of the canonical JSON without `created_by`: the same samples keep their name when a newer
-        version of the toolkit indexes them again."""
+        version of the toolkit indexes them again.
+        """
         content = asdict(self)
         del content["created_by"]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

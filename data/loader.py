@@ -2,11 +2,11 @@
 
 A job is a cursor: everything in a batch is a function of (index, settings, cursor, rank), so any number of
 workers gives the same bits and the only state to save is the cursor that comes with each batch. One
-DataLoader serves all epochs, so workers start once and read ahead over the epoch's end."""
+DataLoader serves all epochs, so workers start once and read ahead over the epoch's end.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.batch import Batch
-from data.decode import decode
-from data.draws import MixSettings, draw_eval, draw_train
+from data.draws import MixSettings
 from data.index import DatasetIndex
-from data.order import Cursor, advance, permutation, plan_eval, plan_train, sample_seed
+from data.jobs import EvalBatches, TrainBatches
+from data.order import Cursor, advance, plan_eval, plan_train
 from data.read import ShardReader
-from data.transform import AugmentSettings, EvalTransform, train_transform
+from data.transform import AugmentSettings, EvalTransform
 from data.workers import start_worker, worker_context
 
 _PREFETCH = 2  # batches that each worker makes ahead
-_order = lru_cache(maxsize=2)(permutation)  # 0.15 s for ImageNet; a worker straddles at most two epochs
 
 
 def train_loader(
@@ -45,7 +44,8 @@ def train_loader(
 
     Yields (cursor after the batch, Batch); storing that cursor and passing it as `start` continues exactly.
     The last batch of an epoch comes with Cursor(epoch + 1, 0). ValueError for settings that cannot work, at
-    the call; BadSample while iterating."""
+    the call; BadSample while iterating.
+    """
     _check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
     )
@@ -53,7 +53,7 @@ def train_loader(
     plan_train(index.num_samples, global_batch, start, num_epochs)  # refuses what cannot be planned
     if any(mix.is_on for mix in mix_of_epoch[start.epoch : num_epochs]):
         _check_pairs(global_batch // world_size, start)
-    jobs = _TrainBatches(
+    jobs = TrainBatches(
         reader=ShardReader(index),
         seed=seed,
         rank=rank,
@@ -79,7 +79,8 @@ def eval_loader(
     seed: int,
 ) -> Iterator[Batch]:
     """This rank's share of ceil(M / global_batch) batches over M keys (all of them for None), each key once
-    over all ranks; slots past the end are masked. ValueError as in `train_loader`."""
+    over all ranks; slots past the end are masked. ValueError as in `train_loader`.
+    """
     _check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
     )
@@ -88,84 +89,8 @@ def eval_loader(
     )
     local = global_batch // world_size
     shares = [row[rank * local : (rank + 1) * local] for row in plan_eval(chosen, global_batch)]
-    jobs = _EvalBatches(reader=ShardReader(index), seed=seed, image_size=image_size, resize=resize)
+    jobs = EvalBatches(reader=ShardReader(index), seed=seed, image_size=image_size, resize=resize)
     return _iterate(jobs, _EvalPlan(shares), num_workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TrainBatches(Dataset[Batch | Exception]):
-    """Cursor -> this rank's batch."""
-
-    reader: ShardReader
-    seed: int
-    rank: int
-    local_batch: int
-    image_size: int
-    transform_of_epoch: tuple[AugmentSettings, ...]
-    mix_of_epoch: tuple[MixSettings, ...]
-
-    def __getitem__(self, cursor: Cursor) -> Batch | Exception:
-        try:
-            return self._make(cursor)
-        except (ValueError, OSError) as error:
-            return error
-
-    def _make(self, cursor: Cursor) -> Batch:
-        epoch, consumed = cursor
-        first = consumed + self.rank * self.local_batch
-        positions = np.arange(first, first + self.local_batch, dtype=np.int64)
-        keys = _order(self.reader.index.num_samples, seed=self.seed, epoch=epoch)[positions]
-        seeds = sample_seed(positions, seed=self.seed, epoch=epoch)
-        draws = draw_train(
-            positions,
-            self.mix_of_epoch[epoch],
-            seed=self.seed,
-            epoch=epoch,
-            batch_start=consumed,
-            image_size=self.image_size,
-        )
-        images = np.empty((self.local_batch, 3, self.image_size, self.image_size), np.uint8)
-        for slot, key in enumerate(keys.tolist()):
-            images[slot] = self._load(key, self.transform_of_epoch[epoch], int(seeds[slot]))
-        return _batch(self.reader.index, images, keys, seeds, draws)
-
-    def _load(self, key: int, settings: AugmentSettings, seed: int) -> NDArray[np.uint8]:
-        content = self.reader.read(key)
-        try:
-            return train_transform(decode(content), settings, sample_seed=seed, image_size=self.image_size)
-        except ValueError as error:
-            raise self.reader.bad_sample(key, str(error)) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _EvalBatches(Dataset[Batch | Exception]):
-    """Keys of this rank's slots (int64, -1 for padding) -> batch."""
-
-    reader: ShardReader
-    seed: int
-    image_size: int
-    resize: EvalTransform
-
-    def __getitem__(self, keys: NDArray[np.int64]) -> Batch | Exception:
-        try:
-            return self._make(keys)
-        except (ValueError, OSError) as error:
-            return error
-
-    def _make(self, keys: NDArray[np.int64]) -> Batch:
-        images = np.zeros((len(keys), 3, self.image_size, self.image_size), np.uint8)
-        for slot, key in enumerate(keys.tolist()):
-            if key >= 0:
-                images[slot] = self._load(key)
-        seeds = np.where(keys >= 0, sample_seed(keys, seed=self.seed, epoch=0), 0)
-        return _batch(self.reader.index, images, keys, seeds, draw_eval(len(keys)))
-
-    def _load(self, key: int) -> NDArray[np.uint8]:
-        content = self.reader.read(key)
-        try:
-            return self.resize.apply(decode(content), image_size=self.image_size)
-        except ValueError as error:
-            raise self.reader.bad_sample(key, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -191,7 +116,7 @@ class _EvalPlan(Sampler[NDArray[np.int64]]):
         return iter(self.shares)
 
 
-def _iterate_train(jobs: _TrainBatches, plan: _TrainPlan, num_workers: int) -> Iterator[tuple[Cursor, Batch]]:
+def _iterate_train(jobs: TrainBatches, plan: _TrainPlan, num_workers: int) -> Iterator[tuple[Cursor, Batch]]:
     for cursor, batch in zip(plan, _iterate(jobs, plan, num_workers), strict=True):
         yield advance(cursor, plan.num_samples, global_batch=plan.global_batch), batch
 
@@ -211,7 +136,6 @@ def _iterate(
         generator=torch.Generator(),  # or it would draw its workers' seed from the global generator
     )
     for result in loader:
-        # Errors come back as values: torch would wrap a raised one in the worker's whole traceback.
         if isinstance(result, Exception):
             raise result
         yield result
@@ -219,24 +143,6 @@ def _iterate(
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _batch(
-    index: DatasetIndex,
-    images: NDArray[np.uint8],
-    keys: NDArray[np.int64],
-    seeds: NDArray[np.int64],
-    draws: NDArray[np.float32],
-) -> Batch:
-    labels = [index.label(key) if key >= 0 else -1 for key in keys.tolist()]
-    return Batch(
-        image=torch.from_numpy(images),
-        label=torch.tensor(labels, dtype=torch.int64),
-        mask=torch.from_numpy(keys >= 0),
-        key=torch.from_numpy(keys.copy()),
-        seed=torch.from_numpy(seeds),
-        draw=torch.from_numpy(draws),
-    )
 
 
 def _check_layout(

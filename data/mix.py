@@ -2,7 +2,8 @@
 
 Partners are neighbours, (0,1), (2,3), ...: "batch reversed" would pair other samples on every layout.
 Everything is torch.where against an iota: no slice by value, no boolean index, no host read, so XLA compiles
-it once."""
+it once.
+"""
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def mix(
 
     image float32 (N,C,H,W) in [0,1], label int64 (N), draw float32 (N,8) -> image of the same shape and soft
     target float32 (N,K) whose rows sum to 1. Cutmix keeps the image outside the box and shows its partner
-    inside; lam weighs label i and 1-lam its partner's. Smoothing as in timm: off eps/K, on 1-eps+eps/K."""
+    inside; lam weighs label i and 1-lam its partner's. Smoothing as in timm: off eps/K, on 1-eps+eps/K.
+    """
     mixed = _mix_pixels(image, draw)
     target = smooth_one_hot(label, num_classes=num_classes, smoothing=smoothing)
     lam_N1 = draw[:, LAM, None]
@@ -52,6 +54,7 @@ def _inside_box(draw: Tensor, *, height: int, width: int) -> Tensor:
 
 def _partner(tensor: Tensor) -> Tensor:
     """Swap neighbours along the first axis. A reshape and a flip keep pairs within one device's shard under
-    SPMD, where an index with i^1 would gather across devices."""
+    SPMD, where an index with i^1 would gather across devices.
+    """
     assert tensor.shape[0] % 2 == 0, f"mixing needs an even batch, got {tensor.shape[0]}"
     return tensor.reshape(tensor.shape[0] // 2, 2, *tensor.shape[1:]).flip(1).reshape(tensor.shape)

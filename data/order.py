@@ -1,9 +1,9 @@
-"""Which sample stands where: pure functions of (seed, epoch, position), the same on every layout and for
-ever.
+"""Which sample stands where: pure functions of (seed, epoch, position), the same on every layout.
 
 Nothing here knows ranks, workers or batch shapes, so those may change between a run and its continuation. The
 numbers this file produces are part of the data format: changing a constant changes every order ever
-published, and tests hold golden values for them."""
+published, and tests hold golden values for them.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,20 +22,19 @@ _MASK: Final = (1 << 64) - 1
 
 
 class Cursor(NamedTuple):
-    """How far training has come: `consumed` samples of epoch `epoch`'s order. This is the whole sampler
-    state."""
+    """How far training has come: `consumed` samples of epoch `epoch`; the whole sampler state."""
 
     epoch: int
     consumed: int
 
 
 def hash64(*parts: int | str | NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Mix the parts, in order, into uint64 of their broadcast shape; no state, equal on every machine and
-    version.
+    """Mix the parts, in order, into uint64 of their broadcast shape; equal on every machine, for ever.
 
     h starts at the golden gamma; each part p does h = mix(h ^ mix(p + gamma)) with splitmix64's mix. Integers
     count modulo 2**64; a string is blake2b of its UTF-8 bytes with an 8-byte digest, little endian. For fixed
-    other parts the map is a bijection of each integer part, so distinct positions never collide."""
+    other parts the map is a bijection of each integer part, so distinct positions never collide.
+    """
     with np.errstate(over="ignore"):  # wrap-around is the arithmetic meant here
         mixed: NDArray[np.uint64] = np.asarray(_GAMMA)
         for part in parts:
@@ -50,7 +49,8 @@ def text_to_int(text: bytes) -> int:
 
 def uniform(hashed: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Hashes to numbers strictly inside (0, 1), 52 bits; endpoints never appear, so quantile functions stay
-    finite."""
+    finite.
+    """
     inside: NDArray[np.float64] = ((hashed >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return inside
 
@@ -71,7 +71,8 @@ def permutation(num_samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]
 
 def sample_seed(positions: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 seeds of the samples' own streams. In training a position counts along the epoch, in evaluation
-    it is the key and the epoch is 0."""
+    it is the key and the epoch is 0.
+    """
     return as_seed(hash64(seed, "sample", epoch, positions))
 
 
@@ -96,7 +97,8 @@ def plan_train(num_samples: int, global_batch: int, start: Cursor, num_epochs: i
     """Each global batch's start, from `start` to the end of epoch `num_epochs - 1`.
 
     `start.consumed` may be any count up to num_samples, reached with another global batch: the rest of that
-    epoch is then cut into batches of the new size and nothing in it is repeated or skipped but the tail."""
+    epoch is then cut into batches of the new size and nothing in it is repeated or skipped but the tail.
+    """
     steps_per_epoch(num_samples, global_batch)
     if start.epoch < 0 or not 0 <= start.consumed <= num_samples:
         raise ValueError(

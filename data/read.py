@@ -1,7 +1,8 @@
 """One sample's bytes from its shard: a positioned read, checked against the index.
 
 A read costs about 15 microseconds from the page cache in any order, and touches no shared file position, so
-forked and spawned workers need no care."""
+forked and spawned workers need no care.
+"""
 
 import os
 import zlib
@@ -35,7 +36,8 @@ class ShardReader:
 
     def read(self, key: int) -> bytes:
         """Encoded image bytes of the sample at position `key`; BadSample where they differ from the indexed
-        ones."""
+        ones.
+        """
         shard, row = self.index.locate(key)
         record = self.index.records(shard)[row]
         size = int(record["size"])

@@ -1,5 +1,6 @@
 """An ImageFolder tree (`root[/split]/class/image`) as a flat list of labelled files, in an order all machines
-share."""
+share.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ class Source(NamedTuple):
 
 def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     """Sort key that counts digits as numbers, so folders 0..999 sort as numbers; ties fall back on the
-    text."""
+    text.
+    """
     runs = re.findall(r"[0-9]+|[^0-9]+", text)
     return tuple((0, int(run), "") if run[0] in "0123456789" else (1, 0, run) for run in runs), text
 

@@ -3,7 +3,8 @@
 Python's tarfile takes a damaged header for the end of the archive, so a cut shard looks like a shorter one.
 This scanner takes nothing for granted: every header's checksum, every member's extent and the end-of-archive
 marker are checked, and whatever is not a plain file under a plain relative name is refused with the shard and
-the offset."""
+the offset.
+"""
 
 import os
 import tarfile
@@ -14,8 +15,7 @@ from typing import BinaryIO, Final, NamedTuple
 BLOCK: Final = 512
 _RECORD: Final = 20 * BLOCK  # POSIX writers fill whole records of 20 blocks
 _MAX_EXTENSION: Final = 1 << 20  # a pax or long-name header larger than this is an attack or damage
-# Pax records that change nothing we read. webdataset's writer puts a fractional mtime in front of every
-# member.
+# Pax records that change nothing we read; webdataset's writer puts an mtime in front of every member.
 _HARMLESS_PAX: Final = frozenset(
     {"mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment", "charset"}
 )

@@ -1,7 +1,8 @@
 """One decoded picture to the uint8 array that enters a batch: random for training, fixed for evaluation.
 
 All randomness of a sample comes from its own seed, so the result depends on nothing but (picture, settings,
-seed). The operations are timm's, in PIL: random resized crop, flip, RandAugment, in that order."""
+seed). The operations are timm's, in PIL: random resized crop, flip, RandAugment, in that order.
+"""
 
 import math
 import random
@@ -40,7 +41,8 @@ class AugmentSettings:
 
     `randaug` is timm's string, such as rand-m9-mstd0.5-inc1, or None; `magnitude` replaces its m, for recipes
     that raise the strength from epoch to epoch. `fill` colours what rotation and shear uncover: round(255 *
-    mean)."""
+    mean).
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -72,7 +74,8 @@ class EvalTransform:
 
     center: shorter side to floor(size / crop_pct), then the central square, as timm. squash: both sides
     straight to the size. none: the picture must have the size already (ImageNet-C). `crop_pct` counts for
-    center alone."""
+    center alone.
+    """
 
     mode: Literal["center", "squash", "none"] = "center"
     crop_pct: float = 0.875
@@ -119,7 +122,8 @@ def train_transform(
 @contextmanager
 def seeded_random(seed: int) -> Iterator[None]:
     """Python's global generator, which timm's operations draw from, seeded inside the block and put back
-    after it."""
+    after it.
+    """
     state = random.getstate()
     random.seed(seed)
     try:
@@ -174,7 +178,8 @@ def _build_randaug(settings: AugmentSettings) -> RandAugment:
 
 def _keep_a_bit(level_fn: _LevelFunction) -> _LevelFunction:
     """Posterize to at least one bit: level 10 asks for none, which is a black picture in Pillow 12 and an
-    error in Pillow 13 (0.1 to 0.2 % of samples at m9-mstd0.5)."""
+    error in Pillow 13 (0.1 to 0.2 % of samples at m9-mstd0.5).
+    """
 
     def clamped(level: float, hparams: dict[str, object]) -> tuple[int]:
         return (max(1, level_fn(level, hparams)[0]),)

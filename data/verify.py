@@ -52,7 +52,8 @@ def verify(dst: str | Path, *, full: bool) -> Report:
     """Check folder `dst` against its index, problems listed.
 
     Without `full`: files, sizes, counts, labels, hashes of the index arrays, duplicate keys. With it every
-    byte is read: each shard's sha256, its members, each sample's crc32 and label."""
+    byte is read: each shard's sha256, its members, each sample's crc32 and label.
+    """
     dst = Path(dst)
     description = read_description(dst)
     problems: list[str] = []

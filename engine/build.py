@@ -65,6 +65,11 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
     if layout is not None:
         check_ghost(recipe.model.norm_stats, layout.per_device)
     torch.manual_seed(recipe.run.seed)
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        # A function and not the bound method: deepcopy (the EMA's) would follow it into the environment.
+        return env.sum_over_processes(tensor)
+
     model = create_model(
         recipe.model.name,
         num_classes=num_classes,
@@ -73,7 +78,7 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         std=recipe.model.std,
         norm_stats=recipe.model.norm_stats,
         num_devices=env.num_devices,
-        reduce=env.sum_over_processes,
+        reduce=reduce,
         world_size=env.world_size,
         drop_path=recipe.model.drop_path,
         **recipe.model.args,

@@ -64,9 +64,11 @@ class Evaluator:
         if isinstance(entry, AttackEval):
             fields = ("attack", "norm", "eps", "step_size", "steps", "random_start")
             attack = {name: getattr(entry, name) for name in fields}
+        # The subset is part of the id: sums over the rows of one id are always over one set of images.
+        subset = CLEAN if entry.num_images is None else f"{CLEAN}[{entry.num_images}]"
         return {
             "weights_sha256": self.weights_sha256,
-            "suite": f"clean@{self.index.dataset_id}",
+            "suite": f"{subset}@{self.index.dataset_id}",
             "contract": contract_id(self.transform, self.image_size),
             "attack": attack,
             "seed": self.seed,

@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 
+from bits.processes import is_worker, run_processes
+
+__all__ = ["check_packages", "check_torch_xla", "hush", "is_worker", "launcher_flags", "run_copies"]
+
 PACKAGES = ("bits", "data", "models", "robust", "engine")
 Flag = bool | int
 
@@ -54,6 +58,11 @@ def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict
             raise ValueError(f"{name} {value or 'without a value'}: give a whole number, 1 or more")
         flags[name] = int(value)
     return flags, rest
+
+
+def run_copies(script: Sequence[str], num_processes: int) -> int:
+    """Runs the Python script with its arguments once per rank; the exit code of the first rank that failed, or 0."""
+    return run_processes([sys.executable, *script], num_processes)
 
 
 def hush() -> None:

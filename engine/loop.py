@@ -63,7 +63,8 @@ class Loop:
 
     @property
     def num_updates(self) -> int:
-        total = int(self.updates_per_epoch * self.recipe.run.epochs)
+        batches = self.index.num_samples // self.layout.global_batch * self.recipe.run.epochs
+        total = batches // self.recipe.optim.accumulate
         limit = self.recipe.run.max_steps
         return total if limit is None else min(total, limit)
 

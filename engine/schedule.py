@@ -26,8 +26,10 @@ def lr_at(optim: OptimSection, step: int, *, steps_per_epoch: float, epochs: int
     timm's schedulers with t_in_epochs and warmup_prefix=False, stepped before each epoch). Warm-up is linear
     from warmup_lr; the cosine does not start anew after: min + (lr - min) * (1 + cos(pi * t / epochs)) / 2.
     """
-    assert step >= 0 and steps_per_epoch > 0, f"step {step} with {steps_per_epoch} steps per epoch"
-    epoch = int(step / steps_per_epoch)
+    assert step >= 0, f"step {step}"
+    assert steps_per_epoch > 0, f"{steps_per_epoch} steps per epoch"
+    # 7 batches to an epoch and accumulate 3 are 7 / 3 updates: 35 / (7 / 3) is just below 15 in floats.
+    epoch = math.floor(step / steps_per_epoch + 1e-9)
     t = step / steps_per_epoch if optim.update == "step" else float(epoch)
     peak = scaled_lr(optim, global_batch)
     if t < optim.warmup_epochs:

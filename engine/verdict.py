@@ -25,9 +25,9 @@ def judge(logits: Tensor, label: Tensor) -> Judged:
 
     Logits with a nan are wrong, whatever their largest entry is. Static shapes, no host read.
     """
-    assert logits.ndim == 2 and logits.shape[1] >= 2, (
-        f"logits of shape {tuple(logits.shape)}, not [N, K >= 2]"
-    )
+    shape = tuple(logits.shape)
+    assert len(shape) == 2, f"logits of shape {shape}, not [N, K]"
+    assert shape[1] >= 2, f"{shape[1]} class: nothing to tell apart"
     logits, index = logits.float(), label.clamp(min=0)[:, None]
     is_number = ~logits.isnan().any(dim=1)
     prediction = logits.argmax(dim=1)

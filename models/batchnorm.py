@@ -18,7 +18,8 @@ class PrimitiveBatchNorm2d(nn.BatchNorm2d):
 
     Drop-in for nn.BatchNorm2d (same state dict) and, with `drop` and `act`, for timm's BatchNormAct2d.
     Statistics are float32 whatever autocast says, and the output has the input's dtype. Eval mode is the
-    native op."""
+    native op.
+    """
 
     def __init__(
         self,
@@ -73,7 +74,8 @@ class GroupBatchNorm2d(PrimitiveBatchNorm2d):
 
     Ghost batch normalisation (Hoffer et al. 2017, arXiv:1705.08741), with the running statistics updated once
     per step by the average over the groups. A group is a reshape of the batch, so a batch that is sharded by
-    contiguous slices stays sharded."""
+    contiguous slices stays sharded.
+    """
 
     def __init__(
         self, num_features: int, *, group_size: int = 0, num_groups: int = 0, **settings: Any
@@ -107,7 +109,8 @@ class GlobalBatchNorm2d(PrimitiveBatchNorm2d):
 
     Two passes on purpose: E[x^2] - E[x]^2 loses the variance to cancellation when the mean is large. Every
     process must hold the same number of images. `reduce` should be a plain function (deepcopy follows bound
-    methods)."""
+    methods).
+    """
 
     def __init__(self, num_features: int, *, reduce: Reduce, world_size: int, **settings: Any) -> None:
         super().__init__(num_features, **settings)

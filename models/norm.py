@@ -7,7 +7,8 @@
 Robust accuracy depends on this choice, and backends differ in their default (DDP is local, SPMD is global),
 so it is said, never inherited. The modules themselves are in models/batchnorm.py. Processes that hold
 different images end a step with different running statistics: making buffers equal is the training loop's
-business."""
+business.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def set_norm_stats(
     asked, it stays.
 
     Raises ValueError for an unknown `norm_stats`, and for a kind of BatchNorm that cannot be grouped by
-    images."""
+    images.
+    """
     make = _maker(parse_norm_stats(norm_stats), num_devices=num_devices, reduce=reduce, world_size=world_size)
     if make is None:
         return module

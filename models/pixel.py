@@ -1,7 +1,8 @@
 """The pixel contract of a model: images in [0, 1] go in, logits come out, mean and std are its own.
 
 Attack radii live in pixel space, so the normalisation has to be inside the model: "eps 4/255" then means the
-same for every model, whatever it was trained with."""
+same for every model, whatever it was trained with.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 class PixelModel(nn.Module):
     """`backbone((image - mean) / std)`; mean and std (3 numbers each, pixel units) travel with the
-    weights."""
+    weights.
+    """
 
     mean: Tensor
     std: Tensor

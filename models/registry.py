@@ -1,7 +1,8 @@
 """A recipe's model name -> a PixelModel: timm's registry, plus the toolkit's own models, behind one function.
 
 Nothing is downloaded unless `pretrained` says so. timm's constructors differ in what they take: an image size
-is given to those that know one (transformers) and left out for the rest, a drop-path rate likewise."""
+is given to those that know one (transformers) and left out for the rest, a drop-path rate likewise.
+"""
 
 import difflib
 import re
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+from timm.layers import PatchEmbed
 from timm.models import get_arch_name, is_model
 from torch import nn
 
@@ -37,12 +39,14 @@ def create_model(
 
     `mean` and `std` are in pixel units; norm_stats, num_devices, reduce and world_size as in models.norm;
     `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting the model
-    does not have, or for an image size it cannot take."""
+    does not have, or for an image size it cannot take.
+    """
     _check_name(name)
     if num_classes < 1:
         raise ValueError(f"num_classes {num_classes} is below 1; a classifier needs at least one class")
     settings = {"num_classes": num_classes, "img_size": image_size, "drop_path_rate": drop_path, **extra}
     backbone = _build(name, settings, pretrained=pretrained)
+    _check_patches(name, backbone, image_size)
     set_norm_stats(backbone, norm_stats, num_devices=num_devices, reduce=reduce, world_size=world_size)
     return PixelModel(backbone, mean, std, num_classes=num_classes, image_size=image_size, name=name)
 
@@ -62,6 +66,17 @@ def _check_name(name: str) -> None:
     raise ValueError(f"unknown model {name!r}; it must be one of {len(known)} known names; {remedy}")
 
 
+def _check_patches(name: str, backbone: nn.Module, image_size: int) -> None:
+    embed = getattr(backbone, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    patch = embed.patch_size[0]
+    lower = image_size // patch * patch
+    if lower != image_size:  # timm would cut the remainder off the image without a word
+        near = f"{lower} or {lower + patch}" if lower else f"{patch}"
+        raise ValueError(f"image size {image_size} is no multiple of {name}'s patch size {patch}; try {near}")
+
+
 def _build(name: str, settings: dict[str, Any], *, pretrained: bool) -> nn.Module:
     settings = dict(settings)
     while True:
@@ -77,7 +92,8 @@ def _build(name: str, settings: dict[str, Any], *, pretrained: bool) -> nn.Modul
 
 def _drop_refused(name: str, settings: dict[str, Any], error: TypeError) -> None:
     """Remove the argument that the constructor refused, if that means the same; ValueError otherwise."""
-    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    # two wordings: Python's "argument 'x'" and timm's "argument(s): ['x', 'y']"
+    match = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
     argument = match.group(1) if match else ""
     if argument not in settings:
         raise error

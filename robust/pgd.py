@@ -28,11 +28,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy per image [N], float32 at least; target is labels int64 [N] or soft float [N,K]."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     if target.is_floating_point():
-        target = target.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="none"
-    )
+        target = target.to(dtype)
+    return F.cross_entropy(logits.to(dtype), target, reduction="none")
 
 
 def no_cut() -> None:
@@ -128,9 +127,8 @@ class AttackResult(NamedTuple):
 
     adversarial: Tensor  # (N,3,H,W) inside the ball and [0, 1]
     robust: Tensor  # bool [N]: classified correctly before and after the attack
-    flags: dict[
-        str, Tensor
-    ]  # bool [N] each: clean_correct, zero_gradient (the attack was blind at the clean image)
+    # bool [N] each: clean_correct, and zero_gradient (the attack was blind at the clean image)
+    flags: dict[str, Tensor]
 
 
 def pgd(

@@ -21,15 +21,19 @@ def encode(mode: str, kind: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG"),
-     ("I;16", "PNG"), ("LA", "PNG"), ("RGB", "WEBP"), ("RGBA", "WEBP"), ("P", "GIF"), ("RGB", "BMP")],
-)  # fmt: skip
+    [
+        *[(mode, "JPEG") for mode in ("RGB", "L", "CMYK")],
+        *[(mode, "PNG") for mode in ("RGB", "RGBA", "P", "1", "I;16", "LA")],
+        *[("RGB", "WEBP"), ("RGBA", "WEBP"), ("P", "GIF"), ("RGB", "BMP")],
+    ],
+)
 def test_formats_equal_pillow(mode: str, kind: str) -> None:
     image = Image.fromarray(PIXELS).convert("L" if mode == "I;16" else mode)
     file = io.BytesIO()
     (image.convert("I").convert("I;16") if mode == "I;16" else image).save(file, kind)
     found = decode(file.getvalue())
-    assert found.mode == "RGB" and sniff(file.getvalue()) == kind
+    assert found.mode == "RGB"
+    assert sniff(file.getvalue()) == kind
     assert np.array_equal(np.asarray(found), np.asarray(Image.open(file).convert("RGB")))
 
 
@@ -38,7 +42,8 @@ def test_exif_orientation_is_ignored_and_recorded() -> None:
     exif[0x0112] = 6
     content = encode("RGB", "JPEG", exif=exif)
     assert decode(content).size == (10, 12)
-    assert inspect(content).is_rotated and not inspect(encode("RGB", "JPEG")).is_rotated
+    assert inspect(content).is_rotated
+    assert not inspect(encode("RGB", "JPEG")).is_rotated
 
 
 def test_first_frame_of_an_animation() -> None:
@@ -57,14 +62,14 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(8001, 8000), (10000, 10000), (60000, 60000)])
 def test_bombs_are_refused_from_the_header(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="cannot be decoded"):
+    with pytest.raises(ValueError, match=r"cannot be decoded \(.*limit"):
         decode(png_header(*size))
 
 
 def test_the_limit_itself_is_allowed() -> None:
-    with pytest.raises(ValueError) as caught:
+    """64 million pixels pass, and then there is no data to decode."""
+    with pytest.raises(ValueError, match=r"^the PNG image cannot be decoded \((?!.*limit)"):
         decode(png_header(8000, 8000))
-    assert "limit" not in str(caught.value), "64 million pixels pass the limit; the missing data does not decode"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"<html></html>", b"%!PS-Adobe-3.0 EPSF-3.0"])

@@ -25,7 +25,9 @@ def numbers(root: Path, split: str) -> list[str]:
 
 
 def test_every_scan_is_written_once(tree: Path) -> None:
-    assert sorted(numbers(tree, "train") + numbers(tree, "val")) == [f"{number:04d}" for number in range(1797)]
+    assert sorted(numbers(tree, "train") + numbers(tree, "val")) == [
+        f"{number:04d}" for number in range(1797)
+    ]
     assert [path.name for path in tree.parent.iterdir()] == ["digits"]
 
 
@@ -47,7 +49,8 @@ def test_pictures_show_the_scans(tree: Path) -> None:
     scans = load_digits().images
     for path in sorted((tree / "val").rglob("*.png"))[::60]:
         with Image.open(path) as image:
-            assert image.mode == "RGB" and image.size == (32, 32)
+            assert image.mode == "RGB"
+            assert image.size == (32, 32)
             blocks = np.asarray(image)[:, :, 0].reshape(8, 4, 8, 4).mean((1, 3))
         assert np.corrcoef(blocks.ravel(), scans[int(path.stem)].ravel())[0, 1] > 0.97
 

@@ -19,7 +19,8 @@ def draw(
 def test_a_share_of_the_batch_gets_the_same_rows() -> None:
     positions = np.arange(64)
     whole = draw(positions, BOTH)
-    assert whole.dtype == np.float32 and whole.shape == (64, NUM_DRAWS)
+    assert whole.dtype == np.float32
+    assert whole.shape == (64, NUM_DRAWS)
     for start in range(0, 64, 8):
         assert np.array_equal(draw(positions[start : start + 8], BOTH), whole[start : start + 8])
 
@@ -47,13 +48,16 @@ def test_lam_follows_beta(alpha: float) -> None:
     grid = np.linspace(0.001, 0.999, 2000)
     found = np.searchsorted(np.sort(lam), grid, side="right") / len(lam)
     assert np.abs(found - stats.beta(alpha, alpha).cdf(grid)).max() < 1.95 / len(lam) ** 0.5
-    assert np.isfinite(lam).all() and (lam >= 0).all() and (lam <= 1).all()
+    assert np.isfinite(lam).all()
+    assert (lam >= 0).all()
+    assert (lam <= 1).all()
 
 
 def test_start_is_uniform_below_one() -> None:
     start = draw(np.arange(20000), BOTH)[:, START]
     assert stats.kstest(start, "uniform").pvalue > 1e-3
-    assert (start >= 0).all() and (start < 1).all()
+    assert (start >= 0).all()
+    assert (start < 1).all()
 
 
 def test_probabilities() -> None:
@@ -63,14 +67,16 @@ def test_probabilities() -> None:
     mixed = rows[rows[:, MIX_ON] == 1]
     assert abs(mixed[:, CUTMIX].mean() - 0.3) < 0.015
     still = rows[rows[:, MIX_ON] == 0]
-    assert (still[:, LAM] == 1).all() and (still[:, CUTMIX : BOX_X1 + 1] == 0).all()
+    assert (still[:, LAM] == 1).all()
+    assert (still[:, CUTMIX : BOX_X1 + 1] == 0).all()
 
 
 def test_lam_of_cutmix_is_the_uncovered_area() -> None:
     rows = draw(np.arange(0, 4000, 2), MixSettings(cutmix_alpha=1.0, group=2), size=33).astype(np.float64)
     height, width = rows[:, BOX_Y1] - rows[:, BOX_Y0], rows[:, BOX_X1] - rows[:, BOX_X0]
     assert np.allclose(rows[:, LAM], 1 - height * width / 33**2, atol=1e-6)
-    assert (rows[:, [BOX_Y0, BOX_X0]] >= 0).all() and (rows[:, [BOX_Y1, BOX_X1]] <= 33).all()
+    assert (rows[:, [BOX_Y0, BOX_X0]] >= 0).all()
+    assert (rows[:, [BOX_Y1, BOX_X1]] <= 33).all()
     clipped = height != width
     assert 0.2 < clipped.mean() < 0.9, "centres near the edge must clip the box"
 
@@ -78,14 +84,18 @@ def test_lam_of_cutmix_is_the_uncovered_area() -> None:
 def test_unclipped_boxes_follow_timm() -> None:
     """Side 2 * (int(size * sqrt(1 - lam)) // 2) with lam ~ Beta(1,1), so (side/size)^2 is about uniform."""
     rows = draw(np.arange(0, 60000, 2), MixSettings(cutmix_alpha=1.0, group=2), size=1000)
-    inside = (rows[:, BOX_Y0] > 0) & (rows[:, BOX_Y1] < 1000) & (rows[:, BOX_X0] > 0) & (rows[:, BOX_X1] < 1000)
+    inside = (
+        (rows[:, BOX_Y0] > 0) & (rows[:, BOX_Y1] < 1000) & (rows[:, BOX_X0] > 0) & (rows[:, BOX_X1] < 1000)
+    )
     side = (rows[:, BOX_Y1] - rows[:, BOX_Y0])[inside]
-    assert (side == (rows[:, BOX_X1] - rows[:, BOX_X0])[inside]).all() and (side % 2 == 0).all()
+    assert (side == (rows[:, BOX_X1] - rows[:, BOX_X0])[inside]).all()
+    assert (side % 2 == 0).all()
     # A box of side s stays inside with chance (1-s)^2; weighing by its inverse gives back the uniform area.
     area, weight = (side / 1000) ** 2, 1 / (1 - side / 1000) ** 2
     small = side < 700
     expected = np.average(area[small] < 0.245, weights=weight[small])
     assert abs(expected - 0.5) < 0.02
+    assert abs(weight[small].sum() / len(rows) - 0.49) < 0.02
 
 
 @pytest.mark.parametrize("settings", [MixSettings(), MixSettings(mixup_alpha=1.0, prob=0.0)])
@@ -102,13 +112,20 @@ def test_one_alpha_decides_the_operation() -> None:
 
 def test_seed_and_epoch_change_draws() -> None:
     base = draw(np.arange(10), BOTH)
-    assert not np.array_equal(base, draw(np.arange(10), BOTH, seed=1))
-    assert not np.array_equal(base, draw(np.arange(10), BOTH, epoch=1))
+    for other in (draw(np.arange(10), BOTH, seed=1), draw(np.arange(10), BOTH, epoch=1)):
+        assert not np.isin(other[:, LAM], base[:, LAM]).any()
+        assert not np.isin(other[:, START], base[:, START]).any()
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mixup_alpha": -1.0}, {"cutmix_alpha": float("nan")}, {"prob": 1.5}, {"switch_prob": -0.1}, {"group": 3}],
+    [
+        {"mixup_alpha": -1.0},
+        {"cutmix_alpha": float("nan")},
+        {"prob": 1.5},
+        {"switch_prob": -0.1},
+        {"group": 3},
+    ],
 )
 def test_settings_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):

@@ -38,10 +38,19 @@ def rewrite_records(root: Path, **changes: int) -> None:
 
 def test_positions_run_over_all_shards(root: Path) -> None:
     index = load_index(root)
-    assert [index.locate(key) for key in range(8)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    assert [index.locate(key) for key in range(8)] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+        (2, 1),
+    ]
     assert len({index.name(key) for key in range(8)}) == 8
     for key in (-1, 8):
-        with pytest.raises(IndexError, match="outside 0..7"):
+        with pytest.raises(IndexError, match=r"outside 0..7"):
             index.locate(key)
 
 
@@ -72,7 +81,8 @@ def test_index_travels_as_a_path(root: Path) -> None:
     packed = pickle.dumps(index)
     assert len(packed) < 500
     copy = pickle.loads(packed)
-    assert isinstance(copy, DatasetIndex) and copy.name(5) == index.name(5)
+    assert isinstance(copy, DatasetIndex)
+    assert copy.name(5) == index.name(5)
     edit(root, dataset="changed")
     with pytest.raises(ValueError, match="changed while it was in use"):
         pickle.loads(packed)
@@ -86,13 +96,13 @@ def test_missing_index_names_the_command(root: Path) -> None:
 
 def test_missing_shard(root: Path) -> None:
     (root / "train-000001.tar").unlink()
-    with pytest.raises(FileNotFoundError, match="shard train-000001.tar is missing"):
+    with pytest.raises(FileNotFoundError, match=r"shard train-000001.tar is missing"):
         load_index(root)
 
 
 def test_shard_of_another_size(root: Path) -> None:
     os.truncate(root / "train-000001.tar", 1024)
-    with pytest.raises(ValueError, match="shard train-000001.tar has 1024 bytes but the index says 10240"):
+    with pytest.raises(ValueError, match=r"shard train-000001.tar has 1024 bytes but the index says 10240"):
         load_index(root)
 
 
@@ -140,16 +150,18 @@ def test_other_schema_version(root: Path) -> None:
         load_index(root)
 
 
-@pytest.mark.parametrize("changes", [{"num_samples": 9}, {"surprise": 1}, {"shards": [{"name": "x"}]}, {"shards": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"num_samples": 9}, {"surprise": 1}, {"shards": [{"name": "x"}]}, {"shards": 3}]
+)
 def test_inconsistent_description(root: Path, changes: dict[str, object]) -> None:
     edit(root, **changes)
-    with pytest.raises(ValueError, match="index.json: .*; write it again"):
+    with pytest.raises(ValueError, match=r"index.json: .*; write it again"):
         load_index(root)
 
 
 def test_broken_json(root: Path) -> None:
     (root / "index.json").write_text('{"version":1,')
-    with pytest.raises(ValueError, match="index.json: .*; write it again"):
+    with pytest.raises(ValueError, match=r"index.json: .*; write it again"):
         load_index(root)
 
 

@@ -1,4 +1,5 @@
-"""The same global batches on every layout, exact continuation, exactly-once evaluation, and clear refusals."""
+"""The same global batches on every layout, exact continuation, exactly-once evaluation, and clear
+refusals."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 
 NUM_SAMPLES, SIZE = 101, 8
 AUGMENT = [AugmentSettings(randaug="rand-m9-mstd0.5-inc1", magnitude=float(epoch)) for epoch in range(3)]
-MIX = [MixSettings(mixup_alpha=0.8), MixSettings(mixup_alpha=0.8, cutmix_alpha=1.0), MixSettings(cutmix_alpha=1.0, group=4)]
+MIX = [
+    MixSettings(mixup_alpha=0.8),
+    MixSettings(mixup_alpha=0.8, cutmix_alpha=1.0),
+    MixSettings(cutmix_alpha=1.0, group=4),
+]
 PLAIN = [AugmentSettings()] * 3
 
 
@@ -112,7 +117,8 @@ def test_batches_are_what_the_parts_say(index: DatasetIndex, expected: list[tupl
         image = decode(reader.read(key))
         array = train_transform(image, AUGMENT[1], sample_seed=int(seeds[slot]), image_size=SIZE)
         assert np.array_equal(batch.image[slot].numpy(), array)
-    assert batch.key.tolist() == keys.tolist() and batch.seed.tolist() == seeds.tolist()
+    assert batch.key.tolist() == keys.tolist()
+    assert batch.seed.tolist() == seeds.tolist()
     assert batch.label.tolist() == [index.label(key) for key in keys]
     assert batch.mask.all()
     draws = draw_train(positions, MIX[1], seed=0, epoch=1, batch_start=48, image_size=SIZE)
@@ -129,11 +135,18 @@ def test_shapes_and_types(expected: list[tuple[Cursor, Batch]]) -> None:
         ((24,), torch.int64),
         ((24, 8), torch.float32),
     ]
-    assert (batch.draw[:, MIX_ON] == 1).all() and len(set(batch.draw[:, START].tolist())) == 24
+    assert (batch.draw[:, MIX_ON] == 1).all()
+    assert len(set(batch.draw[:, START].tolist())) == 24
 
 
 def test_an_epoch_holds_each_key_at_most_once(expected: list[tuple[Cursor, Batch]]) -> None:
-    assert [cursor for cursor, _ in expected[:5]] == [Cursor(0, 24), Cursor(0, 48), Cursor(0, 72), Cursor(1, 0), Cursor(1, 24)]
+    assert [cursor for cursor, _ in expected[:5]] == [
+        Cursor(0, 24),
+        Cursor(0, 48),
+        Cursor(0, 72),
+        Cursor(1, 0),
+        Cursor(1, 24),
+    ]
     assert len(expected) == 3 * (NUM_SAMPLES // 24)
     for epoch in range(3):
         keys = torch.cat([batch.key for _, batch in expected[4 * epoch : 4 * epoch + 4]])
@@ -146,7 +159,9 @@ def test_an_epoch_holds_each_key_at_most_once(expected: list[tuple[Cursor, Batch
 def test_layouts_give_identical_batches(
     index: DatasetIndex, expected: list[tuple[Cursor, Batch]], world_size: int, num_workers: int
 ) -> None:
-    ranks = [train(index, rank=rank, world_size=world_size, num_workers=num_workers) for rank in range(world_size)]
+    ranks = [
+        train(index, rank=rank, world_size=world_size, num_workers=num_workers) for rank in range(world_size)
+    ]
     for (cursor, batch), shares in zip(expected, zip(*ranks, strict=True), strict=True):
         assert {share[0] for share in shares} == {cursor}
         assert equal(joined(tuple(share[1] for share in shares)), batch)
@@ -156,7 +171,8 @@ def test_layouts_give_identical_batches(
 def test_eight_ranks_give_identical_batches(index: DatasetIndex, num_workers: int) -> None:
     one = list(train(index, global_batch=48, num_epochs=1))
     ranks = [
-        train(index, global_batch=48, rank=rank, world_size=8, num_epochs=1, num_workers=num_workers) for rank in range(8)
+        train(index, global_batch=48, rank=rank, world_size=8, num_epochs=1, num_workers=num_workers)
+        for rank in range(8)
     ]
     for (_, batch), shares in zip(one, zip(*ranks, strict=True), strict=True):
         assert equal(joined(tuple(share[1] for share in shares)), batch)
@@ -171,7 +187,8 @@ def test_continuing_on_another_layout_gives_the_same_batches(
     rest = list(zip(*ranks, strict=True))
     assert len(rest) == len(expected) - stop
     for (cursor, batch), shares in zip(expected[stop:], rest, strict=True):
-        assert shares[0][0] == cursor and equal(joined((shares[0][1], shares[1][1])), batch)
+        assert shares[0][0] == cursor
+        assert equal(joined((shares[0][1], shares[1][1])), batch)
 
 
 @pytest.mark.parametrize(("stop", "global_batch", "world_size"), [(1, 6, 3), (2, 32, 4), (3, 10, 1)])
@@ -195,7 +212,8 @@ def test_continuing_with_another_batch_repeats_and_skips_nothing(
 def test_the_seed_changes_everything(index: DatasetIndex, expected: list[tuple[Cursor, Batch]]) -> None:
     _, other = next(iter(train(index, seed=1)))
     first = expected[0][1]
-    assert not torch.equal(other.key, first.key) and other.draw[0, LAM] != first.draw[0, LAM]
+    assert not torch.equal(other.key, first.key)
+    assert other.draw[0, LAM] != first.draw[0, LAM]
 
 
 def test_loading_leaves_the_global_generators_alone(index: DatasetIndex) -> None:
@@ -217,8 +235,10 @@ def test_eval_counts_each_key_once_on_any_number_of_ranks(index: DatasetIndex, n
         assert {len(batches) for batches in ranks} == {-(-num_keys // global_batch)}
         every = joined(tuple(batch for batches in ranks for batch in batches))
         assert sorted(every.key[every.mask].tolist()) == sorted(keys.tolist())
-        assert (every.key[~every.mask] == -1).all() and (every.label[~every.mask] == -1).all()
-        assert (every.image[~every.mask] == 0).all() and (every.label[every.mask] >= 0).all()
+        assert (every.key[~every.mask] == -1).all()
+        assert (every.label[~every.mask] == -1).all()
+        assert (every.image[~every.mask] == 0).all()
+        assert (every.label[every.mask] >= 0).all()
         assert len({tuple(batch.image.shape) for batches in ranks for batch in batches}) == 1
 
 
@@ -230,11 +250,16 @@ def test_eval_is_the_same_with_workers(index: DatasetIndex, num_workers: int) ->
 
 def test_eval_batch_content(index: DatasetIndex) -> None:
     batch = list(evaluate(index))[-1]
-    assert batch.mask.sum() == NUM_SAMPLES % 24 and (batch.draw[:, LAM] == 1).all() and (batch.draw[:, 1:] == 0).all()
+    assert batch.mask.sum() == NUM_SAMPLES % 24
+    assert (batch.draw[:, LAM] == 1).all()
+    assert (batch.draw[:, 1:] == 0).all()
     key = int(batch.key[0])
     image = EvalTransform().apply(decode(ShardReader(index).read(key)), image_size=SIZE)
     assert np.array_equal(batch.image[0].numpy(), image)
-    assert batch.seed[batch.mask].tolist() == sample_seed(batch.key[batch.mask].numpy(), seed=0, epoch=0).tolist()
+    assert (
+        batch.seed[batch.mask].tolist()
+        == sample_seed(batch.key[batch.mask].numpy(), seed=0, epoch=0).tolist()
+    )
 
 
 def test_eval_of_nothing_yields_nothing(index: DatasetIndex) -> None:
@@ -250,11 +275,15 @@ def test_a_damaged_sample_stops_with_shard_and_key_in_one_line(tmp_path: Path, n
     with (tmp_path / "shards" / "train-000000.tar").open("r+b") as file:
         file.seek(int(index.record(5)["offset"]) + 45)
         file.write(b"\xff\xff\xff")
-    for batches in (train(index, global_batch=8, num_epochs=1, num_workers=num_workers), evaluate(index, num_workers=num_workers)):
+    for batches in (
+        train(index, global_batch=8, num_epochs=1, num_workers=num_workers),
+        evaluate(index, num_workers=num_workers),
+    ):
         with pytest.raises(BadSample) as caught:
             list(batches)
         assert str(caught.value).startswith(f"bad sample {index.name(5)!r} in shard train-000000.tar: ")
-        assert "\n" not in str(caught.value) and caught.value.key == index.name(5)
+        assert "\n" not in str(caught.value)
+        assert caught.value.key == index.name(5)
 
 
 def test_an_image_of_another_size_is_a_bad_sample_under_mode_none(index: DatasetIndex) -> None:
@@ -281,7 +310,9 @@ def test_an_image_of_another_size_is_a_bad_sample_under_mode_none(index: Dataset
         ({"num_workers": -1}, "-1 workers"),
     ],
 )
-def test_train_settings_are_refused_at_the_call(index: DatasetIndex, wrong: dict[str, object], reason: str) -> None:
+def test_train_settings_are_refused_at_the_call(
+    index: DatasetIndex, wrong: dict[str, object], reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         train(index, **wrong)
 
@@ -289,9 +320,9 @@ def test_train_settings_are_refused_at_the_call(index: DatasetIndex, wrong: dict
 def test_epoch_lists_and_image_size_are_checked(index: DatasetIndex) -> None:
     def call(*, image_size: int, num_mix: int) -> None:
         train_loader(
-            index, seed=0, global_batch=5, rank=0, world_size=1, start=Cursor(0, 0), num_epochs=3, num_workers=0,
-            image_size=image_size, transform_of_epoch=PLAIN, mix_of_epoch=[MixSettings()] * num_mix,
-        )  # fmt: skip
+            index, seed=0, global_batch=5, rank=0, world_size=1, start=Cursor(0, 0), num_epochs=3,
+            num_workers=0, image_size=image_size, transform_of_epoch=PLAIN, mix_of_epoch=[MixSettings()] *
+            num_mix, )  # fmt: skip
 
     call(image_size=8, num_mix=3)  # an odd batch is fine where nothing is mixed
     with pytest.raises(ValueError, match="mix_of_epoch has 2 entries for 3 epochs"):
@@ -302,7 +333,13 @@ def test_epoch_lists_and_image_size_are_checked(index: DatasetIndex) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "reason"),
-    [([0, 0], "given twice"), ([101], "reach outside"), ([-1], "reach outside"), ([[1]], "not a list"), ([0.5], "not a list")],
+    [
+        ([0, 0], "given twice"),
+        ([101], "reach outside"),
+        ([-1], "reach outside"),
+        ([[1]], "not a list"),
+        ([0.5], "not a list"),
+    ],
 )
 def test_eval_keys_are_checked(index: DatasetIndex, keys: list[object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -55,7 +55,8 @@ def test_targets_sum_to_one_and_images_stay_in_range() -> None:
     image, label, draw = random_batch()
     mixed, target = mix(image, label, draw, num_classes=7, smoothing=0.1)
     torch.testing.assert_close(target.sum(1), torch.ones(40))
-    assert 0 <= mixed.min() and mixed.max() <= 1
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1
 
 
 def test_no_mixing_returns_the_image_bit_for_bit() -> None:
@@ -66,7 +67,9 @@ def test_no_mixing_returns_the_image_bit_for_bit() -> None:
 
 
 def test_a_pair_keeps_its_total() -> None:
-    """Mixup and cutmix with one draw per pair only move mass: image i + image i^1 and their targets are unchanged."""
+    """Mixup and cutmix with one draw per pair only move mass: image i + image i^1 and their targets are
+    unchanged.
+    """
     image, label, draw = random_batch()
     mixed, target = mix(image, label, draw, num_classes=7, smoothing=0.0)
     torch.testing.assert_close(mixed[0::2] + mixed[1::2], image[0::2] + image[1::2])
@@ -83,14 +86,18 @@ def test_cutmix_weight_is_the_visible_share() -> None:
     mixed, target = mix(image, torch.tensor([0, 1]), draw, num_classes=2, smoothing=0.0)
     torch.testing.assert_close(1 - mixed.mean((1, 2, 3)), torch.tensor([1 - 8 / 81, 8 / 81]))
     torch.testing.assert_close(target[0], torch.tensor([1 - 8 / 81, 8 / 81]))
-    assert mixed[0, 0, 0, 7] == 1 and mixed[0, 0, 4, 7] == 0 and mixed[0, 0, 0, 6] == 0
+    assert mixed[0, 0, 0, 7] == 1
+    assert mixed[0, 0, 4, 7] == 0
+    assert mixed[0, 0, 0, 6] == 0
 
 
 def test_mix_is_one_graph_with_static_shapes() -> None:
     """Tracing fails on a host read or a shape that follows values."""
     image, label, draw = random_batch()
     program = torch.export.export(_Mix(), (image, label, draw))
-    assert torch.equal(program.module()(image, label, draw)[0], mix(image, label, draw, num_classes=7, smoothing=0.1)[0])
+    assert torch.equal(
+        program.module()(image, label, draw)[0], mix(image, label, draw, num_classes=7, smoothing=0.1)[0]
+    )
 
 
 class _Mix(torch.nn.Module):

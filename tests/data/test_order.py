@@ -81,7 +81,8 @@ def test_hash_flips_half_of_the_bits() -> None:
 
 def test_uniform_stays_inside() -> None:
     edges = uniform(np.array([0, MASK], dtype=np.uint64))
-    assert 0 < edges[0] and edges[1] < 1
+    assert edges[0] > 0
+    assert edges[1] < 1
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 1000, 4097])
@@ -111,7 +112,9 @@ def test_resume_with_another_batch_repeats_and_skips_nothing(
     if starts[stop].epoch == 0:
         assert positions == list(range(len(positions)))
         assert num_samples - len(positions) < max(second, 1)
-    assert sum(start.epoch == 1 for start in resumed) >= (num_samples // second if starts[stop].epoch == 0 else 0)
+    assert sum(start.epoch == 1 for start in resumed) >= (
+        num_samples // second if starts[stop].epoch == 0 else 0
+    )
 
 
 def test_plan_drops_the_tail_and_goes_on() -> None:

@@ -1,4 +1,5 @@
-"""Shards from folders and from other people's tars: the happy path, every refusal, and what verify must see."""
+"""Shards from folders and from other people's tars: the happy path, every refusal, and what verify must
+see."""
 
 import gc
 import io
@@ -154,7 +155,7 @@ def test_make_keeps_an_old_folder_unless_told(tree: Path, shards: Path) -> None:
         make(tree, shards, split="train")
     assert listing(shards) == before
     (tree / "train" / "7" / "im.0.JPEG").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(ValueError, match="im.0.JPEG"):
+    with pytest.raises(ValueError, match=r"im.0.JPEG"):
         make(tree, shards, split="train", overwrite=True)
     assert listing(shards) == before, "a failed overwrite must not cost the old shards"
     (tree / "train" / "7" / "im.0.JPEG").unlink()
@@ -174,7 +175,7 @@ def test_source_refusals(tree: Path) -> None:
         list_images(tree, split="train")
     (tree / "train" / "12").rmdir()
     (tree / "train" / "readme.md").write_text("x")
-    with pytest.raises(ValueError, match="files beside its class folders: readme.md"):
+    with pytest.raises(ValueError, match=r"files beside its class folders: readme.md"):
         list_images(tree, split="train")
 
 
@@ -211,7 +212,10 @@ def test_flags_describe_the_image(tmp_path: Path) -> None:
 
 def test_index_existing_groups_by_key_and_reads_class_names(tmp_path: Path) -> None:
     images = {f"img.v1.{i}.jpg": encode(i) for i in range(3)}
-    write_tar(tmp_path / "val-0000.tar", images | {f"img.v1.{i}.cls": str(i).encode() for i in range(3)} | {"a.txt": b"?"})
+    write_tar(
+        tmp_path / "val-0000.tar",
+        images | {f"img.v1.{i}.cls": str(i).encode() for i in range(3)} | {"a.txt": b"?"},
+    )
     assert index_existing(tmp_path).classes == ("0", "1", "2")
     (tmp_path / "classes.txt").write_text("cat\ndog\nowl\nyak\n")
     index = index_existing(tmp_path, dataset="pets")
@@ -263,13 +267,14 @@ def test_label_outside_the_class_list_is_refused(tmp_path: Path) -> None:
 
 
 def test_index_without_shards(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no .*tar files"):
+    with pytest.raises(FileNotFoundError, match=r"no .*tar files"):
         index_existing(tmp_path)
 
 
 def test_verify_passes_what_make_wrote(shards: Path) -> None:
     report = verify(shards, full=True)
-    assert report.ok and (report.num_shards, report.num_samples) == (4, 36)
+    assert report.ok
+    assert (report.num_shards, report.num_samples) == (4, 36)
 
 
 def test_verify_finds_a_flipped_bit_and_names_the_key(shards: Path) -> None:

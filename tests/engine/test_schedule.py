@@ -34,8 +34,10 @@ def test_scaling() -> None:
 def test_scale_all_lr_scales_both_ends() -> None:
     plain = optim(**COSINE, lr_base_batch=128)
     every = optim(**COSINE, lr_base_batch=128, scale_all_lr=True)
-    assert lr_of_epoch(plain, 0, 100) == 1e-6 and lr_of_epoch(every, 0, 100) == 2e-6
-    assert lr_of_epoch(plain, 100, 100) == 1e-5 and lr_of_epoch(every, 100, 100) == 2e-5
+    assert lr_of_epoch(plain, 0, 100) == 1e-6
+    assert lr_of_epoch(every, 0, 100) == 2e-6
+    assert lr_of_epoch(plain, 100, 100) == 1e-5
+    assert lr_of_epoch(every, 100, 100) == 2e-5
 
 
 def test_cosine_by_hand() -> None:
@@ -127,6 +129,13 @@ def test_lr_stays_between_its_ends(step: int, steps: int, update: str) -> None:
     assert 1e-6 <= lr <= 0.1
     if update == "epoch":
         assert lr == lr_at(section, step // steps * steps, steps_per_epoch=steps, epochs=30, global_batch=256)
+
+
+def test_epochs_of_a_broken_number_of_updates() -> None:
+    """7 batches an epoch and 3 to an update: epoch 15 begins with update 35, not one later."""
+    section = optim(schedule="step", step_epochs=15, step_gamma=0.5, accumulate=3)
+    found = [lr_at(section, step, steps_per_epoch=7 / 3, epochs=30, global_batch=1) for step in (34, 35)]
+    assert found == [1.0, 0.5]
 
 
 # epoch: magnitude, mix_prob, cutmix, switch_prob (None where nothing is to switch between)

@@ -1,0 +1,370 @@
+"""What every backend must do. Run as a program: `python conformance_cases.py BACKEND WORLD DEVICES OUT_FOLDER`.
+
+Each `case_*` gets an open float32 environment and a folder, and asserts. A new backend is done when all of them pass.
+The results of a process go to OUT_FOLDER/rank-R.json: the name of each case and "ok" or the traceback.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from torch import Tensor, nn
+
+from bits.checkpoint import latest_checkpoint, save_checkpoint
+from bits.ema import Ema
+from bits.environment import Environment, open_environment
+from bits.meters import Meters
+from bits.noise import noise
+from bits.state import TrainState
+from engine.optim import SGD, AdamW
+from models.norm import set_norm_stats
+
+GLOBAL_BATCH = 8
+
+
+def share(env: Environment, tensor: Tensor) -> Tensor:
+    """This process's contiguous part of a global batch."""
+    count = tensor.shape[0] // env.world_size
+    return tensor[env.rank * count : (env.rank + 1) * count]
+
+
+def fed(env: Environment, tensor: Tensor, *, split: bool = True) -> Tensor:
+    return env.feed({"x": share(env, tensor) if split else tensor}, split=split)["x"]
+
+
+def host(env: Environment, tensor: Tensor) -> Tensor:
+    env.cut()
+    return tensor.detach().cpu()
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.rand(GLOBAL_BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(env: Environment, norm_stats: str | None = None) -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    if norm_stats is None:
+        model[1] = nn.Identity()
+    else:
+        set_norm_stats(
+            model,
+            norm_stats,
+            num_devices=env.num_devices,
+            reduce=env.sum_over_processes,
+            world_size=env.world_size,
+        )
+    return env.place(model)
+
+
+def case_world(env: Environment, folder: Path) -> None:
+    world, devices = int(sys.argv[2]), int(sys.argv[3])
+    assert (env.world_size, env.num_devices) == (world, devices)
+    ranks = host(env, env.gather(env.feed({"r": torch.tensor([env.rank])}, split=False)["r"]))
+    assert ranks.tolist() == list(range(world))
+
+
+def case_reduce_and_agree(env: Environment, folder: Path) -> None:
+    mine = env.feed({"x": torch.tensor([1.0 + env.rank, 2.0])}, split=False)["x"]
+    total = host(env, env.reduce(mine))
+    world = env.world_size
+    assert total.tolist() == [world * (world + 1) / 2, 2.0 * world]
+    assert host(env, mine).tolist() == [1.0 + env.rank, 2.0], "reduce must not change its input"
+    assert env.agree(10 + env.rank) == 10 + world - 1
+
+
+def case_gather_keeps_rank_order(env: Environment, folder: Path) -> None:
+    whole = torch.arange(GLOBAL_BATCH * 2.0).reshape(GLOBAL_BATCH, 2)
+    assert torch.equal(host(env, env.gather(fed(env, whole))), whole)
+
+
+def case_feed_refuses_what_does_not_divide(env: Environment, folder: Path) -> None:
+    if env.num_devices == 1:
+        return
+    try:
+        env.feed({"x": torch.zeros(env.num_devices + 1, 2)})
+    except ValueError as error:
+        assert "not divisible" in str(error) and "\n" not in str(error)
+    else:
+        raise AssertionError("a batch that does not divide over the devices was taken")
+
+
+def case_feed_keeps_dtypes(env: Environment, folder: Path) -> None:
+    tensors = {
+        "u": torch.full((GLOBAL_BATCH, 2), 250, dtype=torch.uint8),
+        "i": torch.full((GLOBAL_BATCH,), 2**40 + 1, dtype=torch.int64),
+        "b": torch.arange(GLOBAL_BATCH) % 2 == 0,
+    }
+    back = {k: host(env, v) for k, v in env.feed(tensors).items()}
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
+
+
+def case_autocast_is_really_bf16(env: Environment, folder: Path) -> None:
+    half = open_environment(sys.argv[1], precision="bf16", num_devices=env.num_devices)
+    a = torch.randn(GLOBAL_BATCH, 64, generator=torch.Generator().manual_seed(0))
+    w = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    with half.autocast():
+        low = fed(env, a) @ fed(env, w, split=False)
+    with env.autocast():
+        full = fed(env, a) @ fed(env, w, split=False)
+    assert low.dtype == torch.bfloat16, low.dtype
+    assert full.dtype == torch.float32, full.dtype
+    exact = (share(env, a).double() @ w.double()).float()
+    low_error = (host(env, low).float() - exact).abs().max().item()
+    full_error = (host(env, full) - exact).abs().max().item()
+    # Not only the dtype: the products themselves were rounded to 8 bits, and float32 was not.
+    assert 1e-3 < low_error < 1.0, low_error
+    assert full_error < 1e-4, full_error
+
+
+def case_noise_is_bit_equal(env: Environment, folder: Path) -> None:
+    seed = torch.tensor([0, 1, -1, 2**62 - 1, 123456789012345, 7, 8, 2**40], dtype=torch.int64)
+    expected = share(env, noise(seed, (3, 5, 5)))
+    assert torch.equal(host(env, noise(fed(env, seed), (3, 5, 5))), expected)
+
+
+def case_uneven_end_counts_with_the_mask(env: Environment, folder: Path) -> None:
+    meters = Meters(["hit"], env.device)
+    values = torch.arange(GLOBAL_BATCH, dtype=torch.float32)
+    for num_real in (GLOBAL_BATCH, 3):
+        mask = torch.arange(GLOBAL_BATCH) < num_real
+        padded = torch.where(mask, values, torch.nan)
+        meters.add_({"hit": fed(env, padded)}, fed(env, mask))
+    totals = host(env, env.reduce(meters.snapshot()))
+    assert totals.tolist() == [[28.0 + 3.0], [GLOBAL_BATCH + 3.0]]
+    assert meters.means(totals) == {"hit": 31.0 / 11.0}
+
+
+def one_step(env: Environment, model: nn.Module, forward: nn.Module, optimizer: SGD | AdamW, seed: int) -> None:
+    lr = env.feed({"k": torch.tensor([0.1, 0.0])}, split=False)["k"][0]
+    optimizer.set_lr(lr)
+    loss = forward(fed(env, images(seed))).square().mean()
+    env.backward(loss)
+    env.apply(optimizer, model, clip_norm=None)
+    env.cut()
+
+
+def reference_grads(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(batch).square().mean().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def copy_on_cpu(env: Environment, model: nn.Module) -> nn.Module:
+    twin = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    twin.load_state_dict({k: host(env, v) for k, v in model.state_dict().items()})
+    return twin
+
+
+def case_gradient_is_the_mean_over_the_global_batch(env: Environment, folder: Path) -> None:
+    model = tiny(env)
+    expected = reference_grads(copy_on_cpu(env, model), images())
+    env.backward(env.wrap(model)(fed(env, images())).square().mean())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(host(env, parameter.grad), expected[name], rtol=1e-5, atol=1e-7), name
+
+
+def case_accumulation_equals_one_batch(env: Environment, folder: Path) -> None:
+    model = tiny(env)
+    twin = copy_on_cpu(env, model)
+    first, second = reference_grads(twin, images(0)), reference_grads(twin, images(1))
+    forward = env.wrap(model)
+    with env.accumulating(forward):
+        env.backward(forward(fed(env, images(0))).square().mean() / 2)
+    env.cut()
+    env.backward(forward(fed(env, images(1))).square().mean() / 2)
+    for name, parameter in model.named_parameters():
+        mean = (first[name] + second[name]) / 2
+        assert torch.allclose(host(env, parameter.grad), mean, rtol=1e-5, atol=1e-7), name
+
+
+def case_clip_is_by_global_norm(env: Environment, folder: Path) -> None:
+    model = tiny(env)
+    twin = copy_on_cpu(env, model)
+    grads = reference_grads(twin, images())
+    norm = torch.stack([g.norm() for g in grads.values()]).norm()
+    limit = float(norm) / 3
+    optimizer = SGD(model.parameters(), momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer.set_lr(env.feed({"k": torch.tensor([1.0, 0.0])}, split=False)["k"][0])
+    before = {n: host(env, p).clone() for n, p in model.named_parameters()}
+    env.backward(env.wrap(model)(fed(env, images())).square().mean())
+    env.apply(optimizer, model, clip_norm=limit)
+    for name, parameter in model.named_parameters():
+        moved = before[name] - host(env, parameter)
+        assert torch.allclose(moved, grads[name] / 3, rtol=1e-4, atol=1e-6), name
+        assert parameter.grad is None, "apply clears the gradients"
+
+
+def expected_statistics(batch: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Running mean and variance after one update, group by group in float64, then averaged over groups."""
+    means, variances = [], []
+    for part in batch.double().split(group):
+        means.append(part.mean(dim=(0, 2, 3)))
+        variances.append(part.var(dim=(0, 2, 3), unbiased=True))
+    mean, variance = torch.stack(means).mean(0), torch.stack(variances).mean(0)
+    return 0.1 * mean, 0.9 + 0.1 * variance
+
+
+def case_norm_statistics(env: Environment, folder: Path) -> None:
+    replicas = env.world_size * env.num_devices
+    groups = {"local": GLOBAL_BATCH // replicas, "global": GLOBAL_BATCH, "ghost:2": 2}
+    for norm_stats, group in groups.items():
+        model = tiny(env, norm_stats)
+        convolved = nn.functional.conv2d(images(), host(env, model[0].weight))
+        optimizer = SGD(model.parameters(), momentum=0.0, nesterov=False, weight_decay=0.0)
+        one_step(env, model, env.wrap(model), optimizer, seed=0)
+        mean, variance = expected_statistics(convolved, group)
+        for name, wanted in (("running_mean", mean), ("running_var", variance)):
+            found = host(env, getattr(model[1], name)).double()
+            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), f"{norm_stats} {name}: {found} {wanted}"
+
+
+def case_save_and_load(env: Environment, folder: Path) -> None:
+    def fresh() -> TrainState:
+        model = tiny(env, "ghost:2")
+        optimizer = AdamW(model.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+        return TrainState(model=model, optimizer=optimizer, ema=Ema(model, 0.9))
+
+    def go(state: TrainState, steps: range) -> None:
+        forward = env.wrap(state.model)
+        for seed in steps:
+            one_step(env, state.model, forward, state.optimizer, seed)
+            state.ema.update_(state.model)
+            env.cut()
+
+    straight = fresh()
+    go(straight, range(5))
+    broken = fresh()
+    go(broken, range(3))
+    broken.step, broken.epoch, broken.consumed = 3, 1, 24
+    if env.rank == 0:
+        save_checkpoint(folder / "checkpoints", 3, broken.state_dict(), facts={})
+    env.barrier()
+    found = latest_checkpoint(folder / "checkpoints")
+    assert found is not None
+    resumed = fresh()
+    resumed.load_state_dict(found[1])
+    assert (resumed.step, resumed.epoch, resumed.consumed) == (3, 1, 24)
+    go(resumed, range(3, 5))
+    a, b = straight.state_dict(), resumed.state_dict()
+    for part in ("model", "ema"):
+        for name, tensor in a[part].items():
+            assert torch.equal(tensor, b[part][name]), f"{part} {name}: {(tensor - b[part][name]).abs().max()}"
+
+
+def case_ema_arithmetic(env: Environment, folder: Path) -> None:
+    model = env.place(nn.Linear(3, 2))
+    ema = Ema(model, 0.75)
+    expected = host(env, model.weight).double()
+    for number in range(6):
+        with torch.no_grad():
+            model.weight.mul_(0.5).add_(float(number))
+        ema.update_(model)
+        env.cut()
+        live = host(env, model.weight).double()
+        expected = 0.75 * expected + 0.25 * live
+        assert torch.allclose(host(env, ema.module.weight).double(), expected, rtol=1e-6), number
+    wanted = host(env, model.weight)
+    ema.update_(model)
+    env.cut()
+    assert torch.equal(host(env, model.weight), wanted), "the average must never write to the live weights"
+
+
+def case_later(env: Environment, folder: Path) -> None:
+    seen: list[float] = []
+    value = env.feed({"x": torch.tensor([1.0])}, split=False)["x"]
+    for _ in range(4):
+        env.later({"x": value}, lambda tensors: seen.append(tensors["x"].item()))
+        value.add_(1.0)  # must not reach the copy
+        env.cut()
+    env.flush()
+    assert seen == [1.0, 2.0, 3.0, 4.0], seen
+
+    def fail(tensors: dict[str, Tensor]) -> None:
+        raise OSError("disk full")
+
+    try:
+        env.later({"x": value}, fail)
+        env.later({"x": value}, lambda tensors: None)
+        env.flush()
+    except OSError as error:
+        assert str(error) == "disk full"
+    else:
+        raise AssertionError("the exception did not surface")
+    env.flush()
+
+
+def case_no_host_read_and_no_compile_in_steps(env: Environment, folder: Path) -> None:
+    model = tiny(env, "ghost:2")
+    optimizer = AdamW(model.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    meters = Meters(["loss"], env.device)
+    forward = env.wrap(model)
+    env.cut()
+    mask = torch.ones(GLOBAL_BATCH, dtype=torch.bool)
+    for number in range(8):
+        env.seed(number)
+        knobs = env.feed({"k": torch.tensor([[0.0, 1.0, 0.5, 0.1][number % 4], 1.0])}, split=False)["k"]
+        optimizer.set_lr(knobs[0])
+        losses = forward(fed(env, images(number))).square().mean(dim=1)
+        env.backward(losses.mean())
+        meters.add_({"loss": losses.detach()}, fed(env, mask))
+        env.apply(optimizer, model, clip_norm=1.0)
+        env.cut()
+        if number == 1:
+            before = env.counters()
+    after = env.counters()
+    for name in ("compiles", "host_reads", "fallbacks"):
+        assert after[name] == before[name], f"{name}: {before[name]} -> {after[name]}"
+
+
+def case_dropout_follows_the_seed(env: Environment, folder: Path) -> None:
+    ones = fed(env, torch.ones(GLOBAL_BATCH, 64))
+    masks = []
+    for value in (5, 5, 6):
+        env.seed(value)
+        masks.append(host(env, nn.functional.dropout(ones, 0.5)))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    every = host(env, env.gather(masks[0].to(env.device)))
+    rows = {tuple(row.tolist()) for row in every}
+    assert len(rows) == every.shape[0], "samples of different ranks share a dropout mask"
+
+
+def case_another_world_size_is_an_error(env: Environment, folder: Path) -> None:
+    """Last by name order in `main`: a refused environment leaves the process group."""
+    try:
+        if env.backend == "xla":
+            open_environment("xla", num_devices=env.num_devices + 1)
+        else:
+            open_environment(sys.argv[1], world_size=env.world_size + 1)
+    except ValueError as error:
+        assert "asked for" in str(error) and "\n" not in str(error), error
+    else:
+        raise AssertionError("a world size other than the one asked for was accepted")
+
+
+def main() -> None:
+    backend, folder = sys.argv[1], Path(sys.argv[4])
+    env = open_environment(backend, world_size=int(sys.argv[2]), num_devices=int(sys.argv[3]))
+    cases = {name: case for name, case in globals().items() if name.startswith("case_")}
+    last = "case_another_world_size_is_an_error"
+    results = {}
+    for name in [*sorted(set(cases) - {last}), last]:
+        try:
+            cases[name](env, folder / name)
+            results[name] = "ok"
+        except BaseException:
+            results[name] = traceback.format_exc()
+        if name != last:
+            env.barrier()
+    rank = int(os.environ.get("RANK", "0"))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

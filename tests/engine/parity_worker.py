@@ -1,0 +1,122 @@
+"""Steps of one recipe on one backend, for comparison with another. Run as a program:
+
+    python parity_worker.py MODE BACKEND WORLD DEVICES RECIPE TRACE OUT [key=value ...]
+
+MODE `record`: trains freely and writes to TRACE the state before each step and what came out of it.
+MODE `follow`: at each step starts from the recorded state and compares.
+MODE `free`:   trains freely and writes the distance of its weights to the recorded ones.
+MODE `permute`: as `free`, with pairs of samples of each global batch in another order within their ghost group.
+OUT gets one JSON list with an entry per step.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+
+from bits.environment import Environment, open_environment
+from bits.state import to_cpu
+from data.batch import Batch
+from data.index import load_index
+from data.order import Cursor
+from engine.build import batch_layout, build_state, build_train_loader
+from engine.folder import RunFolder
+from engine.log import RunLog
+from engine.loop import Loop
+from engine.recipe import load_recipe
+from engine.step import TrainStep, step_settings
+from engine.stop import StopRequest
+
+
+def make_loop(env: Environment, recipe_path: str, overrides: list[str]) -> Loop:
+    recipe = load_recipe(recipe_path, overrides)
+    index = load_index(recipe.data.train)
+    layout = batch_layout(recipe.run.batch_size, env)
+    state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
+    folder, log = RunFolder(Path("unused")), RunLog(None)
+    return Loop(
+        env=env,
+        recipe=recipe,
+        state=state,
+        index=index,
+        layout=layout,
+        folder=folder,
+        log=log,
+        stop=StopRequest(),
+        evaluate=lambda epoch: None,
+    )
+
+
+def flat_weights(loop: Loop) -> torch.Tensor:
+    return torch.cat([p.detach().cpu().double().reshape(-1) for p in loop.state.model.parameters()])
+
+
+def permuted(batch: Batch, group: int) -> Batch:
+    """Pairs (2i, 2i+1) reversed within each group: the same statistics and partners, another order of sums."""
+    count = batch.image.shape[0]
+    order = torch.arange(count).reshape(-1, group // 2, 2).flip(1).reshape(-1)
+    return Batch(*(tensor[order] for tensor in batch))
+
+
+def digest(env: Environment, batch: Batch) -> str:
+    """Of keys, seeds and draws of the whole global batch, in its order."""
+    parts = [env.gather(t.to(env.device)).cpu() for t in (batch.key, batch.seed, batch.draw, batch.label)]
+    return hashlib.sha256(b"".join(p.contiguous().numpy().tobytes() for p in parts)).hexdigest()
+
+
+def main() -> None:
+    mode, backend, world, devices, recipe_path, trace, out, *overrides = sys.argv[1:]
+    env = open_environment(backend, world_size=int(world), num_devices=int(devices))
+    loop = make_loop(env, recipe_path, overrides)
+    step = TrainStep(
+        env=env,
+        state=loop.state,
+        forward=env.wrap(loop.state.model),
+        settings=step_settings(loop.recipe, len(loop.index.classes)),
+        meters=loop.meters,
+    )
+    loader = build_train_loader(loop.recipe, env, loop.index, layout=loop.layout, start=Cursor(0, 0))
+    entries = []
+    loop.state.model.train()
+    for number, (cursor, batch) in enumerate(loader):
+        if number == loop.num_updates:
+            break
+        file = Path(trace) / f"step-{number}.pt"
+        if mode == "record":
+            torch.save(loop.state.state_dict(), file)
+        if mode == "follow":
+            loop.state.load_state_dict(torch.load(file, weights_only=True))
+            env.cut()
+        before = flat_weights(loop)
+        env.seed(loop._dropout_seed(cursor))
+        keys = digest(env, batch)
+        if mode == "permute":
+            batch = permuted(batch, group=16)
+        step(Batch(**env.feed(batch._asdict())), loop._knobs())
+        loop.state.step += 1
+        loop.state.epoch, loop.state.consumed = cursor.epoch, cursor.consumed
+        totals = env.reduce(loop.meters.snapshot())
+        loop.meters.reset_()
+        env.cut()
+        entry = {"loss": loop.meters.means(to_cpu(totals))["loss"], "keys": keys}
+        after = flat_weights(loop)
+        result = Path(trace) / f"after-{number}.pt"
+        if mode == "record":
+            torch.save(after, result)
+        else:
+            wanted = torch.load(result, weights_only=True)
+            entry["distance"] = float((after - wanted).norm() / wanted.norm())
+            if mode == "follow":
+                entry["update_error"] = float((after - wanted).norm() / (wanted - before).norm())
+        entries.append(entry)
+    if env.rank == 0:
+        Path(out).write_text(json.dumps(entries))
+    env.close()
+
+
+if __name__ == "__main__":
+    main()
