@@ -41,6 +41,7 @@ class AcceleratedEnvironment:
     """`bits.environment.Environment` for cpu (gloo) and cuda (nccl)."""
 
     num_devices = 1
+    native_batch_norm = True
 
     def __init__(self, backend: str, *, precision: Precision, deterministic: bool) -> None:
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

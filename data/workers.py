@@ -8,6 +8,8 @@ milliseconds.
 
 import multiprocessing
 import signal
+import threading
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -17,14 +19,33 @@ def worker_context() -> ForkServerContext:
     """The start method for loader workers and shard writers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.loader"])
+    _start_server()
     return context
+
+
+def _start_server() -> None:
+    """Starts the fork server, if it does not run yet, deaf to SIGTERM.
+
+    Cluster managers send SIGTERM to every process of a job. The parent then saves its state, for which it may
+    need a batch more; a server (and children, which inherit this) that died at once would fail that save.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def start_worker(_worker: int = 0) -> None:
     """Run first in every child.
 
-    N workers with N threads each would only wait for one another. Ctrl-C reaches the whole process group, but
-    the parent must still be able to finish its step and save: it alone decides when its workers end.
+    N workers with N threads each would only wait for one another. Ctrl-C, and a cluster's SIGTERM, reach the
+    whole process group, but the parent must still be able to finish its step and save: it alone decides when
+    its workers end. (torch installs its own SIGTERM handler in a worker just before this runs.)
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

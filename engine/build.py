@@ -80,6 +80,7 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         num_devices=env.num_devices,
         reduce=reduce,
         world_size=env.world_size,
+        native_norm=env.native_batch_norm,
         drop_path=recipe.model.drop_path,
         **recipe.model.args,
     )

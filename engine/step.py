@@ -11,7 +11,7 @@ from bits.meters import Meters
 from bits.noise import noise
 from bits.state import TrainState
 from data.batch import START, Batch
-from data.mix import mix
+from data.mix import mix, smooth_one_hot
 from engine.knobs import Knobs
 from engine.optim import TensorLrOptimizer
 from engine.build import mix_settings
@@ -54,13 +54,6 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
 
 
-def smooth_one_hot(label: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """(N,) int64 -> (N,K): 1 - s + s/K on the label and s/K elsewhere (Szegedy et al. 2016, arXiv 1512.00567)."""
-    # A comparison with iota rather than F.one_hot, which checks values on the host.
-    classes = torch.arange(num_classes, device=label.device)
-    return (label[:, None] == classes).float() * (1.0 - smoothing) + smoothing / num_classes
-
-
 @dataclass(slots=True)
 class TrainStep:
     """Calls on consecutive batches; every `accumulate`-th call updates the weights."""
@@ -94,7 +87,7 @@ class TrainStep:
         s = self.settings
         if s.mixing:
             return mix(image, batch.label, batch.draw, num_classes=s.num_classes, smoothing=s.smoothing)
-        return image, smooth_one_hot(batch.label, s.num_classes, s.smoothing)
+        return image, smooth_one_hot(batch.label, num_classes=s.num_classes, smoothing=s.smoothing)
 
     def _attack(self, attack: AttackSection, image: Tensor, batch: Batch, target: Tensor, knobs: Knobs) -> Tensor:
         """The adversarial batch. Hard labels unless mixing is on, without smoothing (Bai et al. 2021, code)."""

@@ -60,7 +60,8 @@ class PrimitiveBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None, "tracked without buffers"
+        assert self.running_mean is not None, "tracked without a mean"
+        assert self.running_var is not None, "tracked without a variance"
         assert self.num_batches_tracked is not None, "tracked without a counter"
         self.num_batches_tracked.add_(1)
         # momentum None is the cumulative average; a tensor, so that no host read is needed

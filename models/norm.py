@@ -67,18 +67,22 @@ def set_norm_stats(
     num_devices: int = 1,
     reduce: Reduce | None = None,
     world_size: int = 1,
+    native: bool = True,
 ) -> nn.Module:
     """Convert every BatchNorm2d under `module`, in place, parameters and buffers shared; returns the module.
 
     `num_devices`: devices that share the batch tensor which the module sees (SPMD), 1 otherwise. `reduce`
     with `world_size` is needed for `global` over several processes; without them the batch tensor is taken to
     be the whole batch. A model without BatchNorm is left alone. Where plain BatchNorm already does what is
-    asked, it stays.
+    asked, it stays, unless `native` says that the backend's own does not keep torch's running statistics
+    (torch_xla 2.9 stores the biased variance): then it becomes one group in primitive ops.
 
     Raises ValueError for an unknown `norm_stats`, and for a kind of BatchNorm that cannot be grouped by
     images.
     """
     make = _maker(parse_norm_stats(norm_stats), num_devices=num_devices, reduce=reduce, world_size=world_size)
+    if make is None and not native:
+        make = _one_group
     if make is None:
         return module
     if isinstance(module, _BatchNorm):
@@ -113,6 +117,10 @@ def _maker(stats: NormStats, *, num_devices: int, reduce: Reduce | None, world_s
     if stats.kind == "global" and reduce is not None and world_size > 1:
         return all_processes
     return None
+
+
+def _one_group(num_features: int, **settings: Any) -> PrimitiveBatchNorm2d:
+    return GroupBatchNorm2d(num_features, num_groups=1, **settings)
 
 
 def _rebuild(source: _BatchNorm, make: Make, *, path: str) -> nn.Module:

@@ -31,14 +31,15 @@ def create_model(
     num_devices: int = 1,
     reduce: Reduce | None = None,
     world_size: int = 1,
+    native_norm: bool = True,
     drop_path: float = 0.0,
     pretrained: bool = False,
     **extra: Any,
 ) -> PixelModel:
     """The model `name` (timm's names and list_models()) with fresh weights from torch's global generator.
 
-    `mean` and `std` are in pixel units; norm_stats, num_devices, reduce and world_size as in models.norm;
-    `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting the model
+    `mean` and `std` are in pixel units; norm_stats, num_devices, reduce, world_size and native_norm
+    as in models.norm; `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting the model
     does not have, or for an image size it cannot take.
     """
     _check_name(name)
@@ -47,7 +48,14 @@ def create_model(
     settings = {"num_classes": num_classes, "img_size": image_size, "drop_path_rate": drop_path, **extra}
     backbone = _build(name, settings, pretrained=pretrained)
     _check_patches(name, backbone, image_size)
-    set_norm_stats(backbone, norm_stats, num_devices=num_devices, reduce=reduce, world_size=world_size)
+    set_norm_stats(
+        backbone,
+        norm_stats,
+        num_devices=num_devices,
+        reduce=reduce,
+        world_size=world_size,
+        native=native_norm,
+    )
     return PixelModel(backbone, mean, std, num_classes=num_classes, image_size=image_size, name=name)
 
 

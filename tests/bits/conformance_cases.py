@@ -58,6 +58,7 @@ def tiny(env: Environment, norm_stats: str | None = None) -> nn.Module:
             num_devices=env.num_devices,
             reduce=env.sum_over_processes,
             world_size=env.world_size,
+            native=env.native_batch_norm,
         )
     return env.place(model)
 

@@ -1,4 +1,5 @@
-"""GroupBatchNorm2d against a loop over groups; GlobalBatchNorm2d on two processes (threads) against one batch."""
+"""GroupBatchNorm2d against a loop over groups; GlobalBatchNorm2d on two processes (threads) against one
+batch."""
 
 import threading
 from typing import Any
@@ -50,12 +51,12 @@ def backward(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 def test_group_training_equals_the_loop(by: dict[str, int]) -> None:
     norm, reference = randomise(GroupBatchNorm2d(C, **by)), randomise(nn.BatchNorm2d(C))
     x = make_input().requires_grad_(True)
-    old_mean, old_var = reference.running_mean.clone(), reference.running_var.clone()  # type: ignore[union-attr]
+    old = {name: value.clone() for name, value in reference.named_buffers()}
     expected, means, variances = loop_over_groups(reference, x)
     output = norm.train()(x)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(norm.running_mean, 0.9 * old_mean + 0.1 * means.detach())
-    torch.testing.assert_close(norm.running_var, 0.9 * old_var + 0.1 * variances.detach())
+    torch.testing.assert_close(norm.running_mean, 0.9 * old["running_mean"] + 0.1 * means.detach())
+    torch.testing.assert_close(norm.running_var, 0.9 * old["running_var"] + 0.1 * variances.detach())
     assert norm.num_batches_tracked == 1
     for ours, theirs in zip(
         backward(output, x, norm.weight, norm.bias),
@@ -119,7 +120,9 @@ def test_statistics_are_float32_under_autocast() -> None:
     torch.testing.assert_close(norm.running_var, reference.running_var)
 
 
-@pytest.mark.parametrize(("by", "batch"), [({"group_size": 5}, 12), ({"group_size": 16}, 12), ({"num_groups": 5}, 12)])
+@pytest.mark.parametrize(
+    ("by", "batch"), [({"group_size": 5}, 12), ({"group_size": 16}, 12), ({"num_groups": 5}, 12)]
+)
 def test_a_batch_that_does_not_split(by: dict[str, int], batch: int) -> None:
     with pytest.raises(ValueError, match="cannot split 12 images"):
         GroupBatchNorm2d(C, **by)(torch.rand(batch, C, 2, 2))
@@ -186,7 +189,9 @@ def test_global_on_two_processes_equals_batchnorm_on_the_whole_batch() -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert sorted(results) == [0, 1]
-    torch.testing.assert_close(torch.cat([results[r][0] for r in (0, 1)]), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([results[r][0] for r in (0, 1)]), expected.detach(), rtol=1e-5, atol=1e-5
+    )
     image_gradient = torch.cat([results[r][1][0] for r in (0, 1)])
     torch.testing.assert_close(image_gradient, wanted[0], rtol=1e-4, atol=1e-5)
     for i in (1, 2):  # weight and bias: every process holds its share of the sum
@@ -197,7 +202,9 @@ def test_global_on_two_processes_equals_batchnorm_on_the_whole_batch() -> None:
 
 
 def test_two_passes_keep_a_small_variance_beside_a_large_mean() -> None:
-    norm = GlobalBatchNorm2d(C, reduce=lambda total: 2 * total, world_size=2)  # two processes with equal batches
+    norm = GlobalBatchNorm2d(
+        C, reduce=lambda total: 2 * total, world_size=2
+    )  # two processes with equal batches
     x = make_input() * 1e-2 + 100.0
     output = norm.train()(x)
     expected = F.batch_norm(x.double(), None, None, training=True)

@@ -20,15 +20,24 @@ def test_grammar() -> None:
     assert parse_norm_stats("ghost:64") == NormStats(kind="ghost", group_size=64)
 
 
-@pytest.mark.parametrize("text", ["", "ghost", "ghost:", "ghost:0", "ghost:-4", "ghost:4.5", "ghots:4", "Local", "ghost:²"])
+@pytest.mark.parametrize(
+    "text", ["", "ghost", "ghost:", "ghost:0", "ghost:-4", "ghost:4.5", "ghots:4", "Local", "ghost:²"]
+)
 def test_bad_norm_stats(text: str) -> None:
-    with pytest.raises(ValueError, match="unknown norm_stats .* use 'local', 'global' or 'ghost:K'"):
+    with pytest.raises(ValueError, match=r"unknown norm_stats .* use 'local', 'global' or 'ghost:K'"):
         parse_norm_stats(text)
 
 
 @pytest.mark.parametrize(
     ("norm_stats", "batch", "num_devices"),
-    [("ghost:8", 32, 1), ("ghost:8", 8, 4), ("local", 7, 1), ("global", 7, 4), ("local", 8, 4), ("ghost:1", 3, 1)],
+    [
+        ("ghost:8", 32, 1),
+        ("ghost:8", 8, 4),
+        ("local", 7, 1),
+        ("global", 7, 4),
+        ("local", 8, 4),
+        ("ghost:1", 3, 1),
+    ],
 )
 def test_check_ghost_accepts(norm_stats: str, batch: int, num_devices: int) -> None:
     check_ghost(norm_stats, batch, num_devices=num_devices)
@@ -77,14 +86,18 @@ def test_each_setting_gives_its_module() -> None:
     assert type(converted("local", reduce=identity, world_size=3)) is nn.BatchNorm2d
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])  # BatchNorm2d, and timm's BatchNormAct2d
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050"]
+)  # BatchNorm2d, and timm's BatchNormAct2d
 def test_conversion_is_a_drop_in(name: str) -> None:
     torch.manual_seed(0)
     plain, model = (timm.create_model(name, num_classes=4) for _ in range(2))
     parameters = [id(parameter) for parameter in model.parameters()]
     set_norm_stats(model, "ghost:2")
     assert norm_types(model) == {GroupBatchNorm2d}
-    assert [id(parameter) for parameter in model.parameters()] == parameters  # an optimizer built before still works
+    assert [
+        id(parameter) for parameter in model.parameters()
+    ] == parameters  # an optimizer built before still works
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict())
     image = torch.rand(4, 3, 32, 32)
@@ -97,7 +110,9 @@ def test_conversion_is_a_drop_in(name: str) -> None:
 
 def test_a_group_of_the_whole_batch_is_plain_batchnorm_through_a_network() -> None:
     torch.manual_seed(0)
-    plain, model = (timm.create_model("mobilenetv3_small_050", num_classes=4, drop_rate=0.0) for _ in range(2))
+    plain, model = (
+        timm.create_model("mobilenetv3_small_050", num_classes=4, drop_rate=0.0) for _ in range(2)
+    )
     model.load_state_dict(plain.state_dict())
     set_norm_stats(model, "ghost:8")
     image = torch.rand(8, 3, 64, 64)
@@ -131,7 +146,8 @@ class OddNorm(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize(
-    ("norm", "name"), [(nn.BatchNorm1d(4), "BatchNorm1d"), (OddNorm(4), "OddNorm"), (nn.SyncBatchNorm(4), "SyncBatchNorm")]
+    ("norm", "name"),
+    [(nn.BatchNorm1d(4), "BatchNorm1d"), (OddNorm(4), "OddNorm"), (nn.SyncBatchNorm(4), "SyncBatchNorm")],
 )
 def test_what_cannot_be_grouped_is_refused(norm: nn.Module, name: str) -> None:
     model = nn.Sequential(nn.Identity(), nn.Sequential(norm))

@@ -23,7 +23,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "deit_tiny_patch16_224", "mobilenetv3_small_050", "poolformer_s12", "resnet18.a1_in1k", "test_vit"],
+    [
+        "resnet18",
+        "deit_tiny_patch16_224",
+        "mobilenetv3_small_050",
+        "poolformer_s12",
+        "resnet18.a1_in1k",
+        "test_vit",
+    ],
 )
 def test_timm_models_of_several_families(name: str) -> None:
     model = create_model(name, **COMMON)
@@ -41,7 +48,12 @@ def test_drop_path_reaches_the_model_and_zero_means_none() -> None:
     assert max(drop_paths(create_model("small_vit", **COMMON, drop_path=0.2))) == pytest.approx(0.2)
     assert max(drop_paths(create_model("small_cnn", **COMMON, drop_path=0.2))) == pytest.approx(0.2)
     # Swin's own default is 0.1; a recipe that says 0 must get 0
-    assert max(drop_paths(create_model("swin_tiny_patch4_window7_224", **COMMON, depths=(1, 1, 1, 1))), default=0) == 0
+    assert (
+        max(
+            drop_paths(create_model("swin_tiny_patch4_window7_224", **COMMON, depths=(1, 1, 1, 1))), default=0
+        )
+        == 0
+    )
 
 
 def test_extra_settings_reach_the_constructor() -> None:
@@ -76,7 +88,11 @@ def test_norm_stats_is_applied() -> None:
         ("vgg11", {"drop_path": 0.1}, r"no setting 'drop_path' \(given 0.1\)"),
         ("resnet18", {"colour": 1}, r"no setting 'colour' \(given 1\)"),
         ("poolformer_s12", {"colour": 1}, r"no setting 'colour' \(given 1\)"),
-        ("small_vit", {"image_size": 45}, r"image size 45 is no multiple of small_vit's patch size 4; try 44 or 48"),
+        (
+            "small_vit",
+            {"image_size": 45},
+            r"image size 45 is no multiple of small_vit's patch size 4; try 44 or 48",
+        ),
         ("small_cnn", {"num_classes": 0}, r"num_classes 0 is below 1"),
         ("small_cnn", {"norm_stats": "ghots:4"}, r"unknown norm_stats 'ghots:4'"),
     ],

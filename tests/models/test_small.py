@@ -110,7 +110,9 @@ def accuracy_after(name: str, num_epochs: int, batch: int = 64, peak_lr: float =
             order = torch.randperm(len(label))
         rows = order[step % (len(label) // batch) * batch :][:batch]
         warm_up = min(1.0, (step + 1) / 22)
-        optimizer.param_groups[0]["lr"] = peak_lr * warm_up * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
+        optimizer.param_groups[0]["lr"] = (
+            peak_lr * warm_up * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
+        )
         optimizer.zero_grad()
         F.cross_entropy(model(image[rows]), label[rows]).backward()
         optimizer.step()

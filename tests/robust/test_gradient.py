@@ -1,4 +1,5 @@
-"""input_gradient: the image's gradient and nothing else, in any mode, through eval-mode BatchNorm as an affine map."""
+"""input_gradient: the image's gradient and nothing else, in any mode, through eval-mode BatchNorm as an
+affine map."""
 
 from collections import Counter
 from collections.abc import Callable

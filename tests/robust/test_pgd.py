@@ -107,7 +107,9 @@ def test_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.bfloat16)
     expected = torch.log(torch.tensor([3.0]))
     torch.testing.assert_close(cross_entropy(logits, torch.tensor([1])), expected)
-    torch.testing.assert_close(cross_entropy(logits, torch.tensor([[0.2, 0.3, 0.5]]).bfloat16()), expected, rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        cross_entropy(logits, torch.tensor([[0.2, 0.3, 0.5]]).bfloat16()), expected, rtol=1e-2, atol=0
+    )
 
 
 def foolbox_pgd(
@@ -169,7 +171,9 @@ def test_model_is_left_as_found(trained: nn.Module, held_out: tuple[Tensor, Tens
     original = image.clone()
     trained.train(training)
     try:
-        PGD(steps=2, step_size=0.05, noise=noise)(trained, image, label, eps=torch.tensor(EPS), seed=torch.arange(16))
+        PGD(steps=2, step_size=0.05, noise=noise)(
+            trained, image, label, eps=torch.tensor(EPS), seed=torch.arange(16)
+        )
         assert all(module.training is training for module in trained.modules())
         assert all(torch.equal(p.grad, torch.full_like(p, 2.0)) for p in trained.parameters())
         assert all(torch.equal(weights[name], value) for name, value in trained.named_parameters())
@@ -256,7 +260,9 @@ def test_parts_compose_to_the_whole_and_knobs_may_be_tensors() -> None:
         state = attack.step(model, state)
         assert before.image is not state.image  # pure: the old state is still there
     assert torch.equal(attack.finish(state), whole)
-    by_number = PGD(steps=3, step_size=0.02, noise=noise)(model, image, label, eps=torch.tensor(EPS), seed=seed)
+    by_number = PGD(steps=3, step_size=0.02, noise=noise)(
+        model, image, label, eps=torch.tensor(EPS), seed=seed
+    )
     torch.testing.assert_close(by_number, whole, rtol=0, atol=1e-7)
 
 

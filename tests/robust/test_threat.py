@@ -1,4 +1,5 @@
-"""Linf: projection, step and random start, as properties over random radii, and by numbers worked out by hand."""
+"""Linf: projection, step and random start, as properties over random radii, and by numbers worked out by
+hand."""
 
 import torch
 from hypothesis import given, settings
