@@ -6,13 +6,15 @@ Works under `accelerate launch` and torchrun as well, which start the processes 
 import sys
 
 if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-    sys.stderr.write("error: Python %d.%d is not supported; use Python 3.11, 3.12 or 3.13\n" % sys.version_info[:2])
+    found = ".".join(map(str, sys.version_info[:2]))
+    sys.stderr.write(f"error: Python {found} is not supported; use Python 3.11, 3.12 or 3.13\n")
     sys.exit(2)
 
 from pathlib import Path
 
-from engine.cli import Launch, fail, validate
+from engine.cli import Launch, validate
 from engine.cli import main as run_verb
+from engine.failure import guarded
 from engine.launch import check_packages, hush, is_worker, launcher_flags, run_copies
 
 PROGRAM = "launch_gpu.py"
@@ -21,20 +23,26 @@ PROGRAM = "launch_gpu.py"
 def main(argv: list[str]) -> int:
     """The exit code of the verb: 0 done, 2 user error, 3 data limit exceeded, 75 stopped with state saved."""
     hush()
-    try:
-        check_packages(Path(__file__).parent)
-        flags, rest = launcher_flags(argv, {"--cpu": False, "--num-processes": 1})
-        num_processes = int(flags["--num-processes"])
-        if num_processes > 1 and not is_worker():
-            # Here, so that a mistake in the recipe is one line before any process starts.
-            validate(rest, PROGRAM)
-            return run_copies([__file__, *argv], num_processes)
-    except ValueError as error:
-        return fail(error)
+    return guarded(lambda: launch(argv))
+
+
+def launch(argv: list[str]) -> int:
+    """Starts the processes asked for, or runs the verb in this one."""
+    check_packages(Path(__file__).parent)
+    flags, rest = launcher_flags(argv, {"--cpu": False, "--num-processes": 1})
+    num_processes = int(flags["--num-processes"])
+    if num_processes > 1 and not is_worker():
+        # Here, so that a mistake in the recipe is one line before any process starts.
+        if validate(rest, PROGRAM) == "shards":
+            raise ValueError(
+                f"--num-processes {num_processes}: shards runs in one process; use its --workers N"
+            )
+        return run_copies([__file__, *argv], num_processes)
     # Under an outside launcher the number of processes is that launcher's to say.
     world_size = None if is_worker() and num_processes == 1 else num_processes
-    launch = Launch(backend="cpu" if flags["--cpu"] else "auto", world_size=world_size)
-    return run_verb(rest, launch, program=PROGRAM)
+    return run_verb(
+        rest, Launch(backend="cpu" if flags["--cpu"] else "auto", world_size=world_size), program=PROGRAM
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Entry for XLA: `python launch_xla.py [--num-devices N] VERB ...` (see README.md).
 
-On a TPU VM it takes the chips that are there; with PJRT_DEVICE=CPU it runs on any machine, on N virtual devices.
+On a TPU VM it takes the chips that are there; with PJRT_DEVICE=CPU it runs anywhere, on N virtual devices.
 """
 
 import os
 import sys
 
 if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-    sys.stderr.write("error: Python %d.%d is not supported; use Python 3.11, 3.12 or 3.13\n" % sys.version_info[:2])
+    found = ".".join(map(str, sys.version_info[:2]))
+    sys.stderr.write(f"error: Python {found} is not supported; use Python 3.11, 3.12 or 3.13\n")
     sys.exit(2)
 
 from pathlib import Path
 
-from engine.cli import Launch, fail
+from engine.cli import Launch
 from engine.cli import main as run_verb
+from engine.failure import guarded
 from engine.launch import check_packages, check_torch_xla, hush, launcher_flags
 
 PROGRAM = "launch_xla.py"
@@ -22,12 +24,14 @@ PROGRAM = "launch_xla.py"
 def main(argv: list[str]) -> int:
     """The exit code of the verb: 0 done, 2 user error, 3 data limit exceeded, 75 stopped with state saved."""
     hush()
-    try:
-        check_packages(Path(__file__).parent)
-        flags, rest = launcher_flags(argv, {"--num-devices": 1})
-        check_torch_xla()
-    except ValueError as error:
-        return fail(error)
+    return guarded(lambda: launch(argv))
+
+
+def launch(argv: list[str]) -> int:
+    """Runs the verb on the devices asked for."""
+    check_packages(Path(__file__).parent)
+    flags, rest = launcher_flags(argv, {"--num-devices": 1})
+    check_torch_xla()
     num_devices = int(flags["--num-devices"])
     if os.environ.get("PJRT_DEVICE") == "CPU":
         # Read once, when the runtime starts, which is after this line.

@@ -173,7 +173,7 @@ class AcceleratedEnvironment:
             dist.barrier()
 
     def counters(self) -> dict[str, int]:
-        return {"compiles": 0, "executes": 0, "host_reads": 0, "fallbacks": 0}
+        return {"compiles": 0, "compile_ms": 0, "executes": 0, "host_reads": 0, "fallbacks": 0}
 
     def state_dict(self) -> dict[str, Tensor]:
         if self._scaler is None:

@@ -1,13 +1,15 @@
 """Atomic, checksummed checkpoints: a torn or altered file is noticed, and the one before it is used.
 
 `step-00000120.pt` holds the state; `step-00000120.json` holds its size, sha256 and a few facts, and is written
-last: it is the commit. Each is written beside its place, flushed to disk and renamed.
+first: the rename of the .pt is the commit, so a run killed at any moment leaves no .pt that cannot be judged.
+Each is written beside its place, flushed to disk and renamed.
 """
 
 import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +43,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, facts:
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    # A second save of the same step must not leave a moment with a new file under the old checksum.
-    path.with_suffix(".json").unlink(missing_ok=True)
-    write_atomic(path, data)
     meta = {"schema": SCHEMA, "step": step, "sha256": digest, "size": len(data), "facts": dict(facts)}
+    # Over an older file of the same step there is a moment with the new checksum and the old state: seen as torn.
     write_atomic(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
+    write_atomic(path, data)
     return Checkpoint(path=path, step=step, sha256=digest, size=len(data), facts=dict(facts))
 
 
@@ -78,7 +79,7 @@ def read_meta(path: Path) -> Checkpoint:
             path=path, step=meta["step"], sha256=meta["sha256"], size=meta["size"], facts=meta["facts"]
         )
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: not committed ({meta_path.name} is missing); use an earlier one") from None
+        raise CheckpointError(f"{path}: {meta_path.name} is missing beside it; use an earlier checkpoint") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise CheckpointError(f"{meta_path}: not the JSON of a checkpoint; use an earlier one") from None
 
@@ -95,12 +96,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: {len(data)} bytes do not match the committed sha256 ({meta.size} bytes): the file is torn or "
             "altered; delete it and use an earlier checkpoint"
         )
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds Python objects beside tensors and plain values, which could run code when loaded; "
+            "use a checkpoint of this toolkit"
+        ) from None
     return state
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Paths of all step checkpoints, oldest first, committed or not."""
+    """Paths of all step checkpoints, oldest first, usable or not."""
     return sorted(folder.glob("step-*.pt"))
 
 
@@ -117,9 +124,17 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any], list[st
     return None
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` committed checkpoints (the JSON first, so none is ever half there)."""
-    committed = [p for p in list_checkpoints(folder) if p.with_suffix(".json").exists()]
-    for path in committed[:-keep] if keep > 0 else []:
-        path.with_suffix(".json").unlink(missing_ok=True)
+def prune_checkpoints(folder: Path, keep: int, *, newest: int) -> None:
+    """Deletes all but the last `keep` checkpoints up to step `newest`, which was just written, and what killed
+    writes left behind.
+
+    Later ones were passed over when the run went on, so they are neither counted nor deleted. The .pt goes first:
+    none is ever there without its JSON.
+    """
+    assert keep > 0, f"keep {keep}"
+    written = [path for path in list_checkpoints(folder) if path.stem <= f"step-{newest:08d}"]
+    for path in written[:-keep]:
         path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+    for part in folder.glob(".step-*.part"):
+        part.unlink(missing_ok=True)

@@ -77,7 +77,8 @@ class Environment(Protocol):
         """Waits until all processes are here."""
 
     def counters(self) -> dict[str, int]:
-        """Counts since start: `compiles`, `executes`, `host_reads`, `fallbacks` (all 0 where nothing compiles)."""
+        """Since start: `compiles` and their `compile_ms`, `executes`, `host_reads`, `fallbacks` (0 where nothing
+        compiles)."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the backend itself must remember over a restart (the fp16 loss scale)."""

@@ -1,7 +1,8 @@
 """Starts N processes of the same command on this machine and gives back one exit code.
 
-Plain environment variables (as torchrun sets them) rather than an elastic agent, because the agent turns every
-failure into exit code 1 and the caller of a launcher needs 2 (user error) and 75 (stopped, state saved) as they are.
+Plain environment variables (as torchrun sets them) rather than an elastic agent, because the agent turns
+every failure into exit code 1, and the caller of a launcher needs 2 (user error) and 75 (stopped, state
+saved) as they are.
 """
 
 import os
@@ -14,39 +15,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-GRACE_S = 60.0  # after one process failed, the others get this long to end by themselves
+GRACE_S = 60.0  # after one process stopped with its state saved, the others get this long to end as well
+FATAL_GRACE_S = 1.0  # after one failed, which leaves the others waiting for it for ever
 
 
 def run_processes(command: Sequence[str], num_processes: int) -> int:
-    """Runs `command` once per rank; forwards SIGTERM and SIGINT; returns the first failing rank's exit code, or 0.
+    """Runs `command` once per rank, forwards SIGTERM and SIGINT; the first failing rank's exit code, or 0.
 
-    A process ended by a signal counts as 128 + the signal's number, as a shell reports it.
+    2 (user error) goes before other codes, which it explains. A process ended by a signal counts as 128 + the signal's number, as a shell reports it.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _run(command, num_processes, Path(folder) / "error")
 
 
 def _run(command: Sequence[str], num_processes: int, error_claim: Path) -> int:
-    children = _start(command, num_processes, error_claim)
+    children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
+    # Before the first child: one in a session of its own would outlive a launcher that a signal ends here.
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        for rank_environment in _environments(num_processes, error_claim):
+            # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
+            children.append(subprocess.Popen(command, env=rank_environment, start_new_session=True))
         return _wait(children)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+        _end(children)
 
 
-def _start(command: Sequence[str], num_processes: int, error_claim: Path) -> list[subprocess.Popen[bytes]]:
+def _environments(num_processes: int, error_claim: Path) -> list[dict[str, str]]:
     shared = os.environ | {
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
@@ -56,32 +59,30 @@ def _start(command: Sequence[str], num_processes: int, error_claim: Path) -> lis
     }
     # As many threads as cores in every process would fight each other for the cores.
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    return [
-        # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
-        subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True)
-        for r in range(num_processes)
-    ]
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Until all have ended; those that another's failure leaves waiting for ever are ended."""
+    failed: list[int] = []  # in the order they ended
     deadline: float | None = None
-    while any(child.poll() is None for child in children):
-        failed = [child.returncode for child in children if child.returncode not in (None, 0)]
+    ended: set[int] = set()
+    while len(ended) < len(children):
+        for child in children:
+            if child.pid not in ended and child.poll() is not None:
+                ended.add(child.pid)
+                failed += [child.returncode] if child.returncode else []
         if failed and deadline is None:
-            deadline = time.monotonic() + GRACE_S
-        if deadline is not None and (time.monotonic() > deadline or _is_fatal(failed)):
-            _terminate(children)
+            # 75 is agreed between ranks: the others save their state and end as well.
+            deadline = time.monotonic() + (GRACE_S if failed[0] == 75 else FATAL_GRACE_S)
+        if deadline is not None and time.monotonic() > deadline:
+            _end(children)
+            break
         time.sleep(0.05)
-    codes = [child.returncode for child in children]
-    return _shell_code(next((code for code in codes if code == 2), next((c for c in codes if c), 0)))
+    return _shell_code(2 if 2 in failed else (failed or [0])[0])
 
 
-def _is_fatal(codes: Sequence[int]) -> bool:
-    # 75 is agreed between ranks: the others are about to end as well. Anything else leaves them waiting for ever.
-    return any(code != 75 for code in codes)
-
-
-def _terminate(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
     for child in children:
         if child.poll() is None:
             child.kill()

@@ -138,6 +138,7 @@ class XlaEnvironment:
         names = [n for n in metrics.counter_names() if n.startswith("aten::")]
         return {
             "compiles": compiles[0] if compiles else 0,
+            "compile_ms": int(compiles[1] / 1e6) if compiles else 0,  # kept in nanoseconds there
             "executes": executes[0] if executes else 0,
             "host_reads": reads[0] if reads else 0,
             "fallbacks": sum(metrics.counter_value(n) for n in names),

@@ -1,6 +1,9 @@
 """An index for tars that somebody else wrote: every sample is decoded once, the tars stay as they are."""
 
 import os
+import shutil
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,24 +24,35 @@ def index_existing(
 
     Class names come from `classes.txt`, one per line, else from an older index, else they are the labels;
     data set and split from the arguments, the older index, or the names of folder and first shard. ValueError
-    naming shard and key for whatever training could stumble over.
+    naming shard and key for whatever training could stumble over; then what was there before stays as it is.
     """
     dst = Path(dst)
     paths = sorted(dst.glob("*.tar"))
     if not paths:
         raise FileNotFoundError(f"no *.tar files in {dst}; give the folder that holds the shards")
     before = _older_index(dst)
-    (dst / INDEX_FILE).unlink(missing_ok=True)  # it describes arrays that are about to change
-    shards = map_shards(_index_shard, paths, num_workers)
     stem = paths[0].stem.rstrip("0123456789").rstrip("-_.")
-    save_dataset(
-        dst,
-        shards,
-        classes=_read_classes(dst, shards, before),
-        split=split or (before.split if before else stem or dst.name),
-        dataset=dataset or (before.dataset if before else dst.resolve().name),
-    )
+    staged = Path(tempfile.mkdtemp(prefix=".index.partial-", dir=dst))
+    try:
+        shards = map_shards(partial(_index_shard, staged=staged), paths, num_workers)
+        save_dataset(
+            staged,
+            shards,
+            classes=_read_classes(dst, staged, shards, before),
+            split=split or (before.split if before else stem or dst.name),
+            dataset=dataset or (before.dataset if before else dst.resolve().name),
+        )
+        _put_in_place(staged, dst)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return load_index(dst)
+
+
+def _put_in_place(staged: Path, dst: Path) -> None:
+    (dst / INDEX_FILE).unlink(missing_ok=True)  # it describes arrays that change now
+    for path in sorted(staged.glob("*.npy")):
+        path.replace(dst / path.name)
+    (staged / INDEX_FILE).replace(dst / INDEX_FILE)
 
 
 def _older_index(dst: Path) -> Description | None:
@@ -49,7 +63,7 @@ def _older_index(dst: Path) -> Description | None:
         return None
 
 
-def _index_shard(path: Path) -> Shard:
+def _index_shard(path: Path, *, staged: Path) -> Shard:
     samples = _group(path)
     if not samples:
         raise ValueError(f"shard {path.name} holds no samples; remove it")
@@ -60,7 +74,7 @@ def _index_shard(path: Path) -> Shard:
             content = os.pread(file.fileno(), image.size, image.offset)
             number = _parse_label(os.pread(file.fileno(), label.size, label.offset), where)
             rows.append(to_row(content, image.offset, number, source=where))
-    return describe_shard(path, rows, list(samples))
+    return describe_shard(path, rows, list(samples), folder=staged)
 
 
 def _group(path: Path) -> dict[str, tuple[Member, Member]]:
@@ -92,11 +106,21 @@ def _parse_label(content: bytes, where: str) -> int:
     return int(text)
 
 
-def _read_classes(dst: Path, shards: list[Shard], before: Description | None) -> tuple[str, ...]:
+def _read_classes(
+    dst: Path, staged: Path, shards: list[Shard], before: Description | None
+) -> tuple[str, ...]:
+    largest = {shard.name: int(np.load(staged / f"{shard.name}.idx.npy")["label"].max()) for shard in shards}
     path = dst / CLASSES_FILE
     if path.is_file():
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    if before:
-        return before.classes
-    largest = max(int(np.load(dst / f"{shard.name}.idx.npy")["label"].max()) for shard in shards)
-    return tuple(str(label) for label in range(largest + 1))
+        classes = tuple(path.read_text(encoding="utf-8").splitlines())
+    elif before:
+        classes = before.classes
+    else:
+        return tuple(str(label) for label in range(max(largest.values()) + 1))
+    for name, label in largest.items():
+        if label >= len(classes):
+            raise ValueError(
+                f"shard {name} holds label {label}, outside 0..{len(classes) - 1}; correct the .cls member, "
+                f"or name all classes in {path}"
+            )
+    return classes

@@ -47,14 +47,14 @@ def to_row(content: bytes, offset: int, label: int, *, source: str) -> Row:
     return offset, len(content), label, header.width, header.height, flags, zlib.crc32(content)
 
 
-def describe_shard(path: Path, rows: list[Row], names: list[str]) -> Shard:
-    """Write the two arrays beside the shard and describe all three."""
+def describe_shard(path: Path, rows: list[Row], names: list[str], *, folder: Path | None = None) -> Shard:
+    """Write the two arrays beside the shard, or into `folder`, and describe all three."""
     hashes = []
     for suffix, array in (
         ("idx", np.array(rows, dtype=RECORD)),
         ("keys", np.array([name.encode() for name in names])),
     ):
-        target = path.with_name(f"{path.name}.{suffix}.npy")
+        target = (folder or path.parent) / f"{path.name}.{suffix}.npy"
         partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
         with partial.open("wb") as file:
             np.save(file, array, allow_pickle=False)

@@ -1,17 +1,23 @@
-"""The command line: verbs, their flags, and what an error looks like. Verbs are imported when they are called."""
+"""The command line: verbs and their flags. Verbs are imported when they are called."""
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-EXIT_DONE, EXIT_USER_ERROR = 0, 2
-ERROR_CLAIM = "ROBUST_BITS_ERROR_CLAIM"  # a path; of several processes the first to make it prints the error
+from engine.failure import EXIT_DONE, guarded
+
+LAUNCHER_FLAGS = {
+    "launch_gpu.py": {
+        "--cpu": "stay off the GPU",
+        "--num-processes": "how many processes to start (default 1)",
+    },
+    "launch_xla.py": {"--num-devices": "XLA devices to use (default 1)"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +41,27 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(program: str) -> argparse.ArgumentParser:
     """All verbs and flags. Kept cheap: `--help` must not import torch."""
-    parser = _Parser(prog=program, description="Train and measure robust image classifiers.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    flags = LAUNCHER_FLAGS.get(program, {})
+    parser = _Parser(
+        prog=program,
+        usage=f"{' '.join([program, *map(_optional, flags)])} VERB ...   (VERB -h explains a verb)",
+        description="Train and measure robust image classifiers.",
+        epilog="before VERB:\n" + "\n".join(f"  {flag:<18}{text}" for flag, text in flags.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=_Parser, prog=program
+    )
     _add_train(verbs)
     _add_eval(verbs)
     _add_attack(verbs)
     _add_shards(verbs)
     return parser
+
+
+def _optional(flag: str) -> str:
+    return f"[{flag}]" if flag == "--cpu" else f"[{flag} N]"
 
 
 def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
@@ -51,6 +71,7 @@ def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.Argum
         description=help_text,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there for machines")
     return parser
@@ -62,8 +83,12 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields to change")
     parser.add_argument("--output", type=Path, help="run folder (default: run.output, else runs/NAME)")
-    parser.add_argument("--resume", default="auto", help="auto (default), never, or a checkpoint or run folder")
-    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe and its hash, stop")
+    parser.add_argument(
+        "--resume", default="auto", help="auto (default), never, or a checkpoint or run folder"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, print the resolved recipe and its hash, stop"
+    )
 
 
 def _add_eval(verbs: Any) -> None:
@@ -117,28 +142,32 @@ MODULES = {
 
 def main(argv: Sequence[str], launch: Launch, *, program: str) -> int:
     """Runs one verb and gives its exit code; a user's mistake becomes one line on stderr and exit code 2."""
-    try:
-        arguments = parse(argv, program)
-        verb: Verb = import_module(MODULES[arguments.verb]).run
-        result = verb(arguments, launch)
-        if arguments.json is not None and os.environ.get("RANK", "0") == "0":
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-        return int(result.get("exit_code", EXIT_DONE))
-    except (ValueError, OSError) as error:
-        if os.environ.get("ROBUST_BITS_TRACEBACK"):
-            raise
-        return fail(error)
+    return guarded(lambda: _run(argv, launch, program))
 
 
-def validate(argv: Sequence[str], program: str) -> None:
-    """Refuses what can be seen to be wrong without data or devices: arguments, and the recipe of `train`."""
+def _run(argv: Sequence[str], launch: Launch, program: str) -> int:
+    arguments = parse(argv, program)
+    verb: Verb = import_module(MODULES[arguments.verb]).run
+    result = verb(arguments, launch)
+    if arguments.json is not None and os.environ.get("RANK", "0") == "0":
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return int(result.get("exit_code", EXIT_DONE))
+
+
+def validate(argv: Sequence[str], program: str) -> str:
+    """Refuses what can be seen to be wrong without data or devices: arguments, and the recipe of `train`.
+
+    Returns the verb.
+    """
     arguments = parse(argv, program)
     if arguments.verb == "train":
         import_module("engine.recipe").load_recipe(arguments.recipe, arguments.overrides)
+    return str(arguments.verb)
 
 
 def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     """The arguments; `key=value` words may stand anywhere behind `train`, between flags too."""
+    _refuse_misplaced(argv, program)
     parser = make_parser(program)
     arguments, extra = parser.parse_known_args(list(argv))
     words = [word for word in extra if "=" in word and not word.startswith("-")]
@@ -147,23 +176,30 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
         extra = [word for word in extra if word not in words]
     if extra:
         raise ValueError(f"unrecognized arguments: {' '.join(extra)}; see `{program} {arguments.verb} -h`")
+    if arguments.json is not None:
+        _check_json(arguments.json)
     return arguments
 
 
-def fail(error: BaseException) -> int:
-    """Prints the error as one line, once for all processes; exit code 2."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if _claims_error():
-        print(f"error: {text}", file=sys.stderr, flush=True)
-    return EXIT_USER_ERROR
+def _refuse_misplaced(argv: Sequence[str], program: str) -> None:
+    """A launcher's flag behind the verb, or given to the other launcher."""
+    for word in argv:
+        flag = word.partition("=")[0]
+        for owner, flags in LAUNCHER_FLAGS.items():
+            if flag in flags and owner == program:
+                raise ValueError(
+                    f"{flag} stands before the verb: `{program} {_optional(flag)[1:-1]} {argv[0]} ...`"
+                )
+            if flag in flags:
+                raise ValueError(f"{flag} is a flag of {owner}; drop it, or start {owner}")
 
 
-def _claims_error() -> bool:
-    path = os.environ.get(ERROR_CLAIM)
-    if path is None:
-        return os.environ.get("RANK", "0") == "0"
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
+def _check_json(path: Path) -> None:
+    # Before the work: hours later would be too late to learn that its result cannot be written.
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"--json {path}: not a file in an existing folder; make the folder, or give another path"
+        )
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"--json {path}: not writable; give another path")

@@ -52,20 +52,38 @@ class RunFolder:
     def read_recipe(self) -> Recipe:
         """The resolved recipe of the run. ValueError when this is no run folder."""
         if not self.recipe.is_file():
-            raise ValueError(f"{self.root} is no run folder (no recipe.yaml in it); give the folder that train wrote")
+            raise ValueError(
+                f"{self.root} is no run folder (no recipe.yaml in it); give the folder that train wrote"
+            )
         return load_recipe(self.recipe, [])
+
+    def check_writable(self) -> None:
+        """ValueError when the folder could not be made or nothing be written in it; changes nothing."""
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"output folder {self.root}: {place} is a file; choose another --output")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"output folder {self.root}: {place} is not writable; choose another --output")
 
     def create(self) -> None:
         """Makes the folder; one clear line when it cannot be written."""
+        self.check_writable()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"output folder {self.root}: {error.strerror}; choose another --output") from None
-        if not os.access(self.root, os.W_OK):
-            raise ValueError(f"output folder {self.root}: not writable; choose another --output")
+            raise ValueError(
+                f"output folder {self.root}: {error.strerror}; choose another --output"
+            ) from None
+
+    def write_exit(self, exit_code: int) -> None:
+        """exit.json keeps the true exit code (rank 0): outside launchers turn every failure into 1."""
+        write_atomic(self.root / "exit.json", f'{{"exit_code": {exit_code}}}\n'.encode())
 
     def write_start(self, recipe: Recipe, env: Environment) -> None:
-        """Recipe and environment of a fresh start (rank 0)."""
+        """Recipe and environment of a start (rank 0); the exit code of an earlier one counts no more."""
+        (self.root / "exit.json").unlink(missing_ok=True)
         write_atomic(self.recipe, recipe.resolved_yaml().encode())
         write_atomic(self.environment, json.dumps(describe_environment(env), indent=1).encode())
 

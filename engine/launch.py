@@ -1,6 +1,8 @@
 """What both launchers check before anything heavy is imported, and how they read their own flags."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -20,11 +22,14 @@ def check_packages(root: Path) -> None:
     """
     for name in PACKAGES:
         spec = util.find_spec(name)
-        found = Path(spec.origin).parent if spec is not None and spec.origin else None
-        if found is None or found.resolve() != (root / name).resolve():
+        found = (
+            [] if spec is None else [Path(p) for p in spec.submodule_search_locations or [spec.origin or "?"]]
+        )
+        if (root / name).resolve() not in [path.resolve() for path in found[:1]]:
+            where = f"found at {found[0]}, not beside" if found else "not found beside"
             raise ValueError(
-                f"package {name} was found at {found}, not beside the launcher in {root}; remove that path from "
-                "PYTHONPATH or start the launcher from its own checkout"
+                f"package {name} was {where} the launcher in {root}; remove that path from PYTHONPATH, "
+                "or start the launcher of a whole checkout"
             )
 
 
@@ -39,35 +44,38 @@ def check_torch_xla() -> None:
     torch, torch_xla = (value.split("+")[0].split(".")[:2] for value in versions.values())
     if torch != torch_xla:
         raise ValueError(
-            f"torch {versions['torch']} and torch_xla {versions['torch_xla']} do not fit together; install torch and "
-            "torch_xla of the same release, e.g. `pip install -e .[xla]`"
+            f"torch {versions['torch']} and torch_xla {versions['torch_xla']} do not fit together; install "
+            "both of the same release, e.g. `pip install -e .[xla]`"
         )
 
 
 def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict[str, Flag], list[str]]:
-    """The launcher's own flags, which stand before the verb, and the rest. Whole numbers must be at least 1."""
+    """The launcher's own flags, which stand before the verb, and the rest. Numbers must be at least 1."""
     flags, rest = dict(known), list(argv)
     while rest and rest[0].partition("=")[0] in known:
         name, has_value, value = rest.pop(0).partition("=")
         if isinstance(known[name], bool):
+            if has_value:
+                raise ValueError(
+                    f"{name} {value}: this flag takes no value; write {name} alone, or leave it out"
+                )
             flags[name] = True
             continue
         if not has_value:
             value = rest.pop(0) if rest else ""
-        if not value.isdigit() or int(value) < 1:
+        if not value.isdecimal() or int(value) < 1:
             raise ValueError(f"{name} {value or 'without a value'}: give a whole number, 1 or more")
         flags[name] = int(value)
     return flags, rest
 
 
 def run_copies(script: Sequence[str], num_processes: int) -> int:
-    """Runs the Python script with its arguments once per rank; the exit code of the first rank that failed, or 0."""
+    """Runs the Python script with its arguments once per rank; the first failing rank's exit code, or 0."""
     return run_processes([sys.executable, *script], num_processes)
 
 
 def hush() -> None:
     """No warning of a library may bury the one line that a user needs."""
-    import warnings
-
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        logging.getLogger("torch_xla").setLevel(logging.ERROR)

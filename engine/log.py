@@ -14,6 +14,7 @@ class RunLog:
     def __init__(self, path: Path | None) -> None:
         """`path` None: nothing is written (ranks other than 0)."""
         self._path = path
+        self._begun = False
 
     @property
     def is_open(self) -> bool:
@@ -24,7 +25,9 @@ class RunLog:
         if self._path is None:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
-        # One write of one line: a kill leaves at most one torn line at the end, which readers skip.
+        if not self._begun:
+            line, self._begun = _line_break(self._path) + line, True
+        # One write of one line: a kill leaves at most one torn line, which readers skip.
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
@@ -37,8 +40,17 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
 
+def _line_break(path: Path) -> str:
+    """What a file that ends in the middle of a line (a killed writer's) needs before the next one."""
+    if not path.exists() or path.stat().st_size == 0:
+        return ""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return "" if file.read(1) == b"\n" else "\n"
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole entries of a `log.jsonl`; a torn last line is left out."""
+    """All whole entries of a `log.jsonl`; torn lines are left out."""
     entries = []
     for line in path.read_text().splitlines():
         try:

@@ -185,7 +185,9 @@ class Loop:
             save_checkpoint(
                 self.folder.checkpoints, self.state.step, self._checkpoint_state(), facts=self._facts()
             )
-            prune_checkpoints(self.folder.checkpoints, self.recipe.run.keep_checkpoints)
+            prune_checkpoints(
+                self.folder.checkpoints, self.recipe.run.keep_checkpoints, newest=self.state.step
+            )
         self._saved_step = self.state.step
 
     def _checkpoint_state(self) -> dict[str, Any]:

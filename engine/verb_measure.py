@@ -1,35 +1,43 @@
 """`eval` and `attack`: a trained run judged on shards, into its ledger."""
 
 import argparse
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from bits.checkpoint import latest_checkpoint, load_checkpoint
+from torch import nn
+
+from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
 from engine.build import build_model, open_shards
 from engine.cli import Launch
 from engine.folder import RunFolder
 from engine.log import RunLog
 from engine.measure import make_evaluator, report_result, table
+from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Results of the evaluations asked for; also written to results/*.json and to the ledger."""
-    source, state = find_weights(arguments.run)
+    source = _source(arguments.run)
     recipe = _with_entries(source.read_recipe(), arguments)
     assert recipe.data.val is not None
-    num_classes = len(open_shards(recipe.data.val, field="--data", num_classes=recipe.data.num_classes).classes)
     target = RunFolder(arguments.output or source.root)
+    _check_target(target, source)
+    num_classes, state = find_weights(arguments.run)
+    field = "data.val" if arguments.data is None else "--data"
+    open_shards(recipe.data.val, field=field, num_classes=num_classes)
     env = open_environment(
         launch.backend, precision="float32", world_size=launch.world_size, num_devices=launch.num_devices
     )
     try:
+        model = build_model(recipe, env, num_classes=num_classes, layout=None)
+        _load(model, state, arguments.run)
         target.create()
         log = RunLog(target.log if env.rank == 0 else None)
-        model = build_model(recipe, env, num_classes=num_classes, layout=None)
-        model.load_state_dict(state["model"])
         evaluator = make_evaluator(env, recipe, target.ledger, model)
         results = []
         for entry in recipe.evals:
@@ -42,18 +50,50 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     return {"exit_code": 0, "results": results}
 
 
-def find_weights(path: Path) -> tuple[RunFolder, dict[str, Any]]:
-    """The run folder and the state of its newest checkpoint, or of the checkpoint file given."""
+def _source(path: Path) -> RunFolder:
+    """The run folder that `path`, itself one or a checkpoint in one, belongs to."""
+    source = RunFolder(path.parent.parent if path.suffix == ".pt" else path)
+    if not source.recipe.is_file():
+        raise ValueError(
+            f"{path} is no run folder, nor a checkpoint in one (no {source.recipe}); "
+            "give the folder that train wrote"
+        )
+    return source
+
+
+def _check_target(target: RunFolder, source: RunFolder) -> None:
+    """Results go into the run, into a new folder, or beside earlier results, never over something else."""
+    target.check_writable()
+    if not target.root.exists() or not any(target.root.iterdir()) or target.root.samefile(source.root):
+        return
+    if target.recipe.exists() or not target.ledger.is_dir():
+        kind = "another run" if target.recipe.exists() else "something else"
+        raise ValueError(f"output folder {target.root} holds {kind}; choose another --output")
+
+
+def find_weights(path: Path) -> tuple[int, dict[str, Any]]:
+    """Number of classes and state: of a run's newest usable checkpoint, or of the checkpoint file given."""
     if path.suffix == ".pt":
-        return RunFolder(path.parent.parent), load_checkpoint(path)
-    folder = RunFolder(path)
-    folder.read_recipe()
-    found = latest_checkpoint(folder.checkpoints)
-    if found is None:
-        raise ValueError(f"{path} has no checkpoint yet; train it first")
-    for line in found[2]:
-        print(f"passed over: {line}", file=sys.stderr)
-    return folder, found[1]
+        checkpoint, state = read_meta(path), load_checkpoint(path)
+    else:
+        found = latest_checkpoint(RunFolder(path).checkpoints)
+        if found is None:
+            raise ValueError(f"{path} has no checkpoint yet; train it first")
+        checkpoint, state, passed_over = found
+        for line in passed_over if os.environ.get("RANK", "0") == "0" else []:
+            print(f"passed over: {line}", file=sys.stderr)
+    return int(checkpoint.facts["num_classes"]), state
+
+
+def _load(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, KeyError) as error:
+        # torch lists every name that does not fit; the first line of it says which model.
+        raise ValueError(
+            f"{path}: the weights do not fit the recipe's model ({str(error).splitlines()[0]}); "
+            "were they saved by another version of the toolkit? train again"
+        ) from None
 
 
 def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
@@ -64,7 +104,15 @@ def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     if tree["data"]["val"] is None:
         raise ValueError("the run's recipe names no data.val; give --data FOLDER")
     tree["evals"] = [{k: v for k, v in entry.items() if v is not None} for entry in _entries(arguments)]
-    return parse_recipe(tree, f"{arguments.verb} {arguments.run}")
+    try:
+        return parse_recipe(tree, f"{arguments.verb} {arguments.run}")
+    except ValueError as error:
+        raise ValueError(_in_flags(str(error))) from None
+
+
+def _in_flags(line: str) -> str:
+    """The line with the flags the user wrote instead of the recipe fields they stand for."""
+    return re.sub(r"\bevals\[\d+\]\.(\w+)", lambda match: "--" + str(match[1]).replace("_", "-"), line)
 
 
 def _entries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -75,8 +123,10 @@ def _entries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "attack": arguments.attack,
             "norm": arguments.norm,
-            "eps": arguments.eps,
-            "step_size": arguments.step_size or _quarter(arguments.eps),
+            "eps": from_yaml(arguments.eps, "--eps"),
+            "step_size": _quarter(arguments.eps)
+            if arguments.step_size is None
+            else from_yaml(arguments.step_size, "--step-size"),
             "steps": arguments.steps,
             "random_start": not arguments.no_random_start,
             "num_images": arguments.num_images,

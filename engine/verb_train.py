@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bits.checkpoint import list_checkpoints, write_atomic
+from bits.checkpoint import list_checkpoints
 from bits.environment import Environment, open_environment
 from data.index import DatasetIndex
 from engine.build import batch_layout, build_state, open_shards
 from engine.cli import Launch
+from engine.failure import EXIT_USER_ERROR
 from engine.folder import RunFolder
 from engine.log import RunLog
 from engine.loop import Loop
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
             print(f"{recipe.resolved_yaml()}# hash: {recipe.hash}")
         return {"recipe": recipe.hash}
     folder = RunFolder(Path(arguments.output or recipe.run.output or f"runs/{recipe.name}"))
+    folder.check_writable()
     checkpoint = check_resume(folder, recipe, arguments.resume)
     index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
     if recipe.data.val is not None:
@@ -39,20 +41,21 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         deterministic=recipe.run.deterministic,
     )
     try:
-        result = train(env, recipe, folder, index, checkpoint)
+        return train(env, recipe, folder, index, checkpoint)
     finally:
         env.close()
-    return _finish(folder, env, result)
 
 
 def check_resume(folder: RunFolder, recipe: Recipe, resume: str) -> Path | None:
-    """The checkpoint folder to go on from, or None for a fresh start. ValueError before anything is written."""
+    """The checkpoints to go on from, or None for a fresh start. ValueError before anything is written."""
     if resume not in ("auto", "never"):
-        return _foreign_checkpoints(Path(resume), recipe)
+        return _foreign_checkpoints(Path(resume), recipe, folder)
     if not folder.root.exists() or not any(folder.root.iterdir()):
         return None
     if not folder.recipe.is_file():
-        raise ValueError(f"output folder {folder.root} is not empty and holds no run; choose another --output")
+        raise ValueError(
+            f"output folder {folder.root} is not empty and holds no run; choose another --output"
+        )
     if resume == "never":
         raise ValueError(
             f"output folder {folder.root} holds a run and --resume never was given; choose another --output"
@@ -61,12 +64,19 @@ def check_resume(folder: RunFolder, recipe: Recipe, resume: str) -> Path | None:
     return folder.checkpoints if list_checkpoints(folder.checkpoints) else None
 
 
-def _foreign_checkpoints(path: Path, recipe: Recipe) -> Path:
+def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
     root = path.parent.parent if path.suffix == ".pt" else path
-    _check_same(RunFolder(root), recipe)
     found = path if path.suffix == ".pt" else root / "checkpoints"
     if not found.exists() or not list_checkpoints(root / "checkpoints"):
-        raise ValueError(f"--resume {path}: no checkpoint there; give a run folder or a step-*.pt file in one")
+        raise ValueError(
+            f"--resume {path}: no checkpoint there; give auto, never, a run folder or a step-*.pt file in one"
+        )
+    _check_same(RunFolder(root), recipe)
+    if folder.root.exists() and any(folder.root.iterdir()) and not folder.root.samefile(root):
+        raise ValueError(
+            f"output folder {folder.root} is not empty and --resume {path} is another run; "
+            "choose a new --output"
+        )
     return found
 
 
@@ -74,21 +84,19 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
     changed = resume_diff(folder.read_recipe(), recipe)
     if changed:
         raise ValueError(
-            f"{folder.root} was made with another recipe: {', '.join(changed)} differ; resuming would mix two runs, "
-            "choose another --output or restore the fields"
+            f"{folder.root} was made with another recipe: {', '.join(changed)} differ; resuming would mix "
+            "two runs, choose another --output or restore the fields"
         )
 
 
 def train(
     env: Environment, recipe: Recipe, folder: RunFolder, index: DatasetIndex, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """The run itself, in an open environment."""
+    """The run itself, in an open environment. Nothing is written before all that can be refused is."""
     layout = batch_layout(recipe.run.batch_size, env)
-    folder.create()
-    log = RunLog(folder.log if env.rank == 0 else None)
     state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
+    log = RunLog(folder.log if env.rank == 0 else None)
     with StopRequest() as stop:
-        evaluate = partial(measure, env, recipe, folder, state.model, log)
         loop = Loop(
             env=env,
             recipe=recipe,
@@ -98,26 +106,61 @@ def train(
             folder=folder,
             log=log,
             stop=stop,
-            evaluate=evaluate,
+            evaluate=partial(measure, env, recipe, folder, state.model, log),
         )
-        resumed = checkpoint is not None and loop.resume(checkpoint)
+        _check_length(loop)
+        resumed = checkpoint is not None and _resume(loop, checkpoint)
+        folder.create()
         if env.rank == 0:
             folder.write_start(recipe, env)
         log.write("start", resumed=resumed, step=state.step, recipe=recipe.hash, backend=env.backend)
-        log.say(f"{'resumed at step ' + str(state.step) if resumed else 'started'}: {folder.root} ({env.backend})")
+        started = f"resumed at step {state.step}" if resumed else "started"
+        log.say(f"{started}: {folder.root} ({env.backend})")
         try:
-            loop.run()
-            results = evaluate(None) if recipe.evals else []
-        except Stopped:
-            log.write("stop", step=state.step)
-            log.say(f"stopped at step {state.step}, state saved; start again with --resume auto")
-            return {"exit_code": EXIT_STOPPED, "step": state.step, "output": str(folder.root)}
-    log.write("end", step=state.step)
-    return {"exit_code": 0, "step": state.step, "output": str(folder.root), "results": results}
-
-
-def _finish(folder: RunFolder, env: Environment, result: dict[str, Any]) -> dict[str, Any]:
-    # Outside launchers turn every failure into exit code 1; this file keeps the true one.
-    if env.rank == 0:
-        write_atomic(folder.root / "exit.json", f'{{"exit_code": {result["exit_code"]}}}\n'.encode())
+            result = _run_loop(loop)
+        except (ValueError, OSError) as error:
+            _write_exit(loop, EXIT_USER_ERROR, event="error", error=" ".join(str(error).split()))
+            raise
+    _write_exit(loop, result["exit_code"], event="end" if result["exit_code"] == 0 else "stop")
     return result
+
+
+def _run_loop(loop: Loop) -> dict[str, Any]:
+    try:
+        loop.run()
+        results = loop.evaluate(None) if loop.recipe.evals else []
+    except Stopped:
+        loop.log.say(f"stopped at step {loop.state.step}, state saved; start again with --resume auto")
+        return {"exit_code": EXIT_STOPPED, "step": loop.state.step, "output": str(loop.folder.root)}
+    return {
+        "exit_code": 0,
+        "step": loop.state.step,
+        "output": str(loop.folder.root),
+        "results": results,
+    }
+
+
+def _check_length(loop: Loop) -> None:
+    if loop.num_updates == 0:
+        recipe, num_samples = loop.recipe, loop.index.num_samples
+        raise ValueError(
+            f"run.batch_size {recipe.run.batch_size} (optim.accumulate {recipe.optim.accumulate}) makes no "
+            f"update from the {num_samples} images of data.train in {recipe.run.epochs} epochs; lower it"
+        )
+
+
+def _resume(loop: Loop, checkpoint: Path) -> bool:
+    try:
+        return loop.resume(checkpoint)
+    except (RuntimeError, KeyError) as error:
+        # torch lists every name that does not fit; the first line of it says which model.
+        raise ValueError(
+            f"{checkpoint}: the state does not fit the recipe's model ({str(error).splitlines()[0]}); was it "
+            "saved by another version of the toolkit? choose another --output"
+        ) from None
+
+
+def _write_exit(loop: Loop, exit_code: int, *, event: str, **values: str) -> None:
+    loop.log.write(event, step=loop.state.step, **values)
+    if loop.env.rank == 0:
+        loop.folder.write_exit(exit_code)

@@ -38,9 +38,9 @@ def create_model(
 ) -> PixelModel:
     """The model `name` (timm's names and list_models()) with fresh weights from torch's global generator.
 
-    `mean` and `std` are in pixel units; norm_stats, num_devices, reduce, world_size and native_norm
-    as in models.norm; `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting the model
-    does not have, or for an image size it cannot take.
+    `mean` and `std` are in pixel units; norm_stats, num_devices, reduce, world_size and native_norm as in
+    models.norm; `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting
+    the model does not have, or for an image size it cannot take.
     """
     _check_name(name)
     if num_classes < 1:
@@ -103,8 +103,8 @@ def _drop_refused(name: str, settings: dict[str, Any], error: TypeError) -> None
     # two wordings: Python's "argument 'x'" and timm's "argument(s): ['x', 'y']"
     match = re.search(r"unexpected keyword argument\D*?'(\w+)'", str(error))
     argument = match.group(1) if match else ""
-    if argument not in settings:
-        raise error
+    if argument not in settings:  # a value of the wrong type, met somewhere inside
+        raise ValueError(f"model {name!r} refuses {settings}: {error}") from error
     value = settings.pop(argument)
     if argument == "img_size" or (argument == "drop_path_rate" and value == 0.0):
         return

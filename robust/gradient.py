@@ -32,15 +32,17 @@ def input_gradient(predict: Predict, image: Tensor, loss: Callable[[Tensor], Ten
     with torch.set_grad_enabled(True), AffineEvalBatchNorm():
         leaf = image.detach().requires_grad_(True)
         value = loss(predict(leaf))
-    gradient = None
     if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    if gradient is None:
+        # Not autograd.grad: its result stays captured in autograd's worker thread for a moment longer, and on
+        # XLA a graph cut in that moment finds one more live tensor, makes it an output and compiles again.
+        # Accumulated into our own leaf, nobody else holds it; `inputs` keeps all other leaves out.
+        torch.autograd.backward(value, inputs=[leaf])
+    if leaf.grad is None:
         raise ValueError(
             "the loss has no gradient with respect to the image; a white-box attack needs a differentiable "
             "predict (look for no_grad, detach, argmax or numpy inside it)"
         )
-    return gradient
+    return leaf.grad
 
 
 class AffineEvalBatchNorm(TorchFunctionMode):

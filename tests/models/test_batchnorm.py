@@ -1,5 +1,4 @@
-"""GroupBatchNorm2d against a loop over groups; GlobalBatchNorm2d on two processes (threads) against one
-batch."""
+"""GroupBatchNorm2d against a loop over groups; GlobalBatchNorm2d on two threads against one whole batch."""
 
 import threading
 from typing import Any

@@ -121,6 +121,18 @@ def test_a_group_of_the_whole_batch_is_plain_batchnorm_through_a_network() -> No
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("norm_stats", ["local", "global"])
+def test_a_backend_without_torchs_batchnorm_gets_one_group(norm_stats: str) -> None:
+    plain = nn.BatchNorm2d(4)
+    model = set_norm_stats(nn.BatchNorm2d(4), norm_stats, native=False)
+    assert isinstance(model, GroupBatchNorm2d)
+    assert model.num_groups == 1
+    image = torch.rand(3, 4, 2, 2)
+    torch.testing.assert_close(model(image), plain(image))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
 def test_mode_root_module_and_shared_modules() -> None:
     assert not set_norm_stats(nn.BatchNorm2d(3).eval(), "ghost:2").training
     norm = nn.BatchNorm2d(3)

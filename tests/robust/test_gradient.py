@@ -1,5 +1,4 @@
-"""input_gradient: the image's gradient and nothing else, in any mode, through eval-mode BatchNorm as an
-affine map."""
+"""input_gradient: the image's gradient and nothing else, in any mode, eval BatchNorm as an affine map."""
 
 from collections import Counter
 from collections.abc import Callable

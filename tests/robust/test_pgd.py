@@ -283,6 +283,20 @@ def test_public_function_gives_verdicts(trained: nn.Module, held_out: tuple[Tens
     assert without.robust.shape == label.shape
 
 
+def test_an_image_that_was_wrong_is_never_robust() -> None:
+    image, label, _ = linear_batch()
+
+    def contrary(x: Tensor) -> Tensor:  # wrong on the clean images, right on every other one
+        is_clean = (x.detach() == image).flatten(1).all(1)
+        right = F.one_hot(label, 2).float() + 1e-3 * Linear2()(x)
+        return torch.where(is_clean[:, None], -right, right)
+
+    result = pgd(contrary, image, label, eps=EPS, step_size=EPS, steps=1, noise=noise)
+    with torch.no_grad():
+        assert (contrary(result.adversarial).argmax(1) == label).all()
+    assert not result.robust.any()
+
+
 def test_a_blind_attack_is_flagged() -> None:
     model = Linear2()
     image, label, _ = linear_batch()

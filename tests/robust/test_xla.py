@@ -55,11 +55,11 @@ xla_gradient = gradient(device)
 torch_xla.sync()
 met.clear_all()
 attack(device, 3, torch_xla.sync)
-compiled_first = met.counter_value("UncachedCompile") or 0
-assert compiled_first <= 3, compiled_first
-attack(device, 10, torch_xla.sync)
+compiled = met.counter_value("UncachedCompile")
+assert compiled == 2, compiled  # init and step: one graph each, for any number of steps
 met.clear_all()
-xla_image = attack(device, 20, torch_xla.sync)
+for _ in range(4):  # repeated, because a graph with a stray live tensor shows up at random
+    xla_image = attack(device, 20, torch_xla.sync)
 bad = [name for name in met.counter_names() if name.startswith("aten::") or name == "UncachedCompile"]
 assert not bad, bad
 difference = (xla_gradient - cpu[0]).abs().max().item()
