@@ -5,7 +5,7 @@ from setuptools import setup
 TORCH = "torch==2.9.*"
 XLA = ["torch_xla==2.9.*"]
 DEMO = ["scikit-learn>=1.4", "scikit-image>=0.22"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "foolbox>=3.3.4"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "foolbox>=3.3.4"]
 DEV = ["ruff==0.14.*", "mypy==1.18.*", "types-PyYAML", "pre-commit>=4"]
 
 setup(

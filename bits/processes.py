@@ -22,7 +22,8 @@ FATAL_GRACE_S = 1.0  # after one failed, which leaves the others waiting for it 
 def run_processes(command: Sequence[str], num_processes: int) -> int:
     """Runs `command` once per rank, forwards SIGTERM and SIGINT; the first failing rank's exit code, or 0.
 
-    2 (user error) goes before other codes, which it explains. A process ended by a signal counts as 128 + the signal's number, as a shell reports it.
+    2 (user error) goes before other codes, which it explains. A process ended by a signal counts as 128 + the
+    signal's number, as a shell reports it.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _run(command, num_processes, Path(folder) / "error")

@@ -165,13 +165,15 @@ def read_description(root: Path) -> Description:
         if found != SCHEMA_VERSION:
             raise ValueError(f"schema version {found!r}, this program reads version {SCHEMA_VERSION}")
         return _parse(content)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; write it again with `shards index {root}`") from None
 
 
 def _parse(content: dict[str, Any]) -> Description:
     shards = tuple(Shard(**shard) for shard in content["shards"])
     description = Description(**{**content, "shards": shards, "classes": tuple(content["classes"])})
+    if not shards:
+        raise ValueError("it names no shards")
     for shard in shards:
         if Path(shard.name).name != shard.name or shard.name in ("", ".", ".."):
             raise ValueError(f"shard name {shard.name!r} is not a plain file name")

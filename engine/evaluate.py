@@ -105,15 +105,17 @@ class Evaluator:
         )
         was_training = self.model.training
         self.model.eval()
-        for batch in loader:
-            fed = Batch(**self.env.feed(batch._asdict()))
-            image = fed.image.float() / 255.0
-            verdicts = self._verdicts(CLEAN, image, fed)
-            if isinstance(entry, AttackEval):
-                verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
-            self.env.cut()
-            self.env.later(verdicts, partial(write, batch))
-        self.model.train(was_training)
+        try:
+            for batch in loader:
+                fed = Batch(**self.env.feed(batch._asdict()))
+                image = fed.image.float() / 255.0
+                verdicts = self._verdicts(CLEAN, image, fed)
+                if isinstance(entry, AttackEval):
+                    verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
+                self.env.cut()
+                self.env.later(verdicts, partial(write, batch))
+        finally:
+            self.model.train(was_training)
 
     @torch.no_grad()
     def _verdicts(self, component: str, image: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ What one field says about another (mixing an odd batch, say) is checked in engin
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Discriminator,
@@ -50,15 +51,26 @@ class DataSection(Section):
     )
 
 
+_SET_ELSEWHERE = (
+    *("name", "num_classes", "image_size", "in_chans", "mean", "std", "norm_stats", "native_norm"),
+    *("num_devices", "reduce", "world_size", "drop_path"),
+)
+
+
+def _free(args: dict[str, ModelArgument]) -> dict[str, ModelArgument]:
+    if taken := [name for name in _SET_ELSEWHERE if name in args]:
+        raise ValueError(f"has {taken[0]}, which is set by other fields or by the toolkit; remove it")
+    return args
+
+
 class ModelSection(Section):
     name: Annotated[str, Field(min_length=1)]
     norm_stats: Annotated[str, Field(pattern=r"^(local|global|ghost:[1-9][0-9]*)$")] = "local"
     drop_path: BelowOne = 0.0
     mean: Channels = (0.485, 0.456, 0.406)
     std: Spread = (0.229, 0.224, 0.225)
-    args: dict[str, ModelArgument] = Field(
-        default_factory=dict
-    )  # handed to the model's constructor as they are
+    # handed to the model's constructor as they are
+    args: Annotated[dict[str, ModelArgument], AfterValidator(_free)] = Field(default_factory=dict)
 
 
 class OptimSection(Section):

@@ -82,7 +82,12 @@ def find_weights(path: Path) -> tuple[int, dict[str, Any]]:
         checkpoint, state, passed_over = found
         for line in passed_over if os.environ.get("RANK", "0") == "0" else []:
             print(f"passed over: {line}", file=sys.stderr)
-    return int(checkpoint.facts["num_classes"]), state
+    try:
+        return int(checkpoint.facts["num_classes"]), state
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{checkpoint.path.with_suffix('.json')} does not name num_classes; use an earlier checkpoint"
+        ) from None
 
 
 def _load(model: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from bits.checkpoint import list_checkpoints
 from bits.environment import Environment, open_environment
 from data.index import DatasetIndex
-from engine.build import batch_layout, build_state, open_shards
+from engine.build import augment_settings, batch_layout, build_state, mix_settings, open_shards
 from engine.cli import Launch
 from engine.failure import EXIT_USER_ERROR
 from engine.folder import RunFolder
@@ -109,6 +109,8 @@ def train(
             evaluate=partial(measure, env, recipe, folder, state.model, log),
         )
         _check_length(loop)
+        for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself
+            augment_settings(recipe, epoch), mix_settings(recipe, epoch)
         resumed = checkpoint is not None and _resume(loop, checkpoint)
         folder.create()
         if env.rank == 0:
@@ -152,7 +154,7 @@ def _check_length(loop: Loop) -> None:
 def _resume(loop: Loop, checkpoint: Path) -> bool:
     try:
         return loop.resume(checkpoint)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         # torch lists every name that does not fit; the first line of it says which model.
         raise ValueError(
             f"{checkpoint}: the state does not fit the recipe's model ({str(error).splitlines()[0]}); was it "

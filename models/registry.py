@@ -94,7 +94,8 @@ def _build(name: str, settings: dict[str, Any], *, pretrained: bool) -> nn.Modul
         except TypeError as error:
             # raised at the constructor's door, before any layer is made, so a second try costs nothing
             _drop_refused(name, settings, error)
-        except (AssertionError, RuntimeError) as error:  # timm's way to refuse a size, a tag, a combination
+        except (AssertionError, RuntimeError, AttributeError, LookupError) as error:
+            # timm's way to refuse a size, a tag, a combination
             raise ValueError(f"model {name!r} refuses {settings}: {error}") from error
 
 

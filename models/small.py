@@ -8,11 +8,9 @@ to download. Cost at 32 px, per image forward: small_cnn 5.5 MMAC and 0.16 M par
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, get_act_layer
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-
-STAGE_WIDTHS = (24, 48, 96)
 
 # what timm asks of every registered model; no url, so there is nothing that could be downloaded
 default_cfgs = generate_default_cfgs(
@@ -31,7 +29,8 @@ default_cfgs = generate_default_cfgs(
 class SmallCNN(nn.Module):
     """A plain BatchNorm CNN: stride-2 stem, three residual stages at 1/2, 1/4, 1/8 of the size.
 
-    image (N,3,H,W) -> logits (N,K), any H and W from 8 up.
+    image (N,3,H,W) -> logits (N,K), any H and W from 8 up. The stages are `width`, 2 `width` and 4 `width` wide;
+    `act_layer` is timm's name of the activation ("relu", "gelu"). ValueError for a width below 1.
     """
 
     def __init__(
@@ -41,17 +40,23 @@ class SmallCNN(nn.Module):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        width: int = 24,
+        act_layer: str = "relu",
     ) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"small_cnn width {width} must be 1 or more; the default is 24")
+        act = _activation(act_layer)
+        widths = (width, 2 * width, 4 * width)
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = STAGE_WIDTHS[-1]
-        self.stem = ConvNorm(in_chans, STAGE_WIDTHS[0], stride=2)
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.stem = ConvNorm(in_chans, width, act, stride=2)
         stages: list[nn.Module] = []
-        width_in = STAGE_WIDTHS[0]
-        for index, width in enumerate(STAGE_WIDTHS):
-            drop_path = drop_path_rate * index / (len(STAGE_WIDTHS) - 1)  # linear with depth, as in timm
-            stages.append(Stage(width_in, width, stride=1 if index == 0 else 2, drop_path=drop_path))
-            width_in = width
+        width_in = width
+        for index, width_out in enumerate(widths):
+            drop_path = drop_path_rate * index / (len(widths) - 1)  # linear with depth, as in timm
+            stages.append(Stage(width_in, width_out, act, stride=1 if index == 0 else 2, drop_path=drop_path))
+            width_in = width_out
         self.stages = nn.Sequential(*stages)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(width_in, num_classes)
@@ -68,13 +73,13 @@ class SmallCNN(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """3x3 convolution, BatchNorm, ReLU; no convolution bias, because BatchNorm would cancel it."""
+    """3x3 convolution, BatchNorm, activation; no convolution bias, because BatchNorm would cancel it."""
 
-    def __init__(self, width_in: int, width: int, *, stride: int = 1) -> None:
+    def __init__(self, width_in: int, width: int, act: type[nn.Module], *, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.act = nn.ReLU()
+        self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.act(self.norm(self.conv(x)))
@@ -84,17 +89,29 @@ class ConvNorm(nn.Module):
 class Stage(nn.Module):
     """A convolution that changes width and size, then a residual one at constant shape."""
 
-    def __init__(self, width_in: int, width: int, *, stride: int, drop_path: float) -> None:
+    def __init__(
+        self, width_in: int, width: int, act: type[nn.Module], *, stride: int, drop_path: float
+    ) -> None:
         super().__init__()
         is_same = width_in == width and stride == 1
-        self.down = nn.Identity() if is_same else ConvNorm(width_in, width, stride=stride)
-        self.conv = ConvNorm(width, width)
+        self.down = nn.Identity() if is_same else ConvNorm(width_in, width, act, stride=stride)
+        self.conv = ConvNorm(width, width, act)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
         out: Tensor = x + self.drop_path(self.conv(x))
         return out
+
+
+def _activation(name: str) -> type[nn.Module]:
+    try:
+        act: type[nn.Module] | None = get_act_layer(name)
+    except KeyError:
+        act = None
+    if act is None:
+        raise ValueError(f"unknown act_layer {name!r}; use timm's names, such as relu, gelu or silu")
+    return act
 
 
 def _initialise(module: nn.Module) -> None:
@@ -104,7 +121,7 @@ def _initialise(module: nn.Module) -> None:
 
 @register_model  # type: ignore[misc,unused-ignore]
 def small_cnn(pretrained: bool = False, **kwargs: Any) -> SmallCNN:
-    """SmallCNN through timm's builder (takes num_classes, drop_rate, drop_path_rate)."""
+    """SmallCNN through timm's builder (takes num_classes, drop_rate, drop_path_rate, width, act_layer)."""
     _refuse_pretrained("small_cnn", pretrained)
     model: SmallCNN = build_model_with_cfg(SmallCNN, "small_cnn", False, **kwargs)
     return model

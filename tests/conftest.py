@@ -44,3 +44,9 @@ def launch() -> Launch:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def process_environment() -> Callable[..., dict[str, str]]:
+    """process_environment(NAME=value, ...) -> the environment for a worker program."""
+    return launcher_environment

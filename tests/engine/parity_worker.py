@@ -1,12 +1,12 @@
 """Steps of one recipe on one backend, for comparison with another. Run as a program:
 
-    python parity_worker.py MODE BACKEND WORLD DEVICES RECIPE TRACE OUT [key=value ...]
+    python parity_worker.py MODE[,MODE...] BACKEND WORLD DEVICES RECIPE TRACE OUT [key=value ...]
 
 MODE `record`: trains freely and writes to TRACE the state before each step and what came out of it.
 MODE `follow`: at each step starts from the recorded state and compares.
-MODE `free`:   trains freely and writes the distance of its weights to the recorded ones.
+MODE `free`: trains freely from the recorded start and writes the distance of its weights to the recorded ones.
 MODE `permute`: as `free`, with pairs of samples of each global batch in another order within their ghost group.
-OUT gets one JSON list with an entry per step.
+OUT gets JSON: for each mode a list with an entry per step.
 """
 
 import hashlib
@@ -68,8 +68,43 @@ def digest(env: Environment, batch: Batch) -> str:
     return hashlib.sha256(b"".join(p.contiguous().numpy().tobytes() for p in parts)).hexdigest()
 
 
+def run(loop: Loop, step: TrainStep, mode: str, trace: Path) -> list[dict[str, float | str]]:
+    env, entries = loop.env, []
+    loader = build_train_loader(loop.recipe, env, loop.index, layout=loop.layout, start=Cursor(0, 0))
+    loop.state.model.train()
+    for number, (cursor, batch) in enumerate(loader):
+        if number == loop.num_updates:
+            break
+        if mode == "record":
+            torch.save(loop.state.state_dict(), trace / f"step-{number}.pt")
+        if mode == "follow" or number == 0 and mode != "record":
+            loop.state.load_state_dict(torch.load(trace / f"step-{number}.pt", weights_only=True))
+            env.cut()
+        before = flat_weights(loop)
+        env.seed(loop._dropout_seed(cursor))
+        entry: dict[str, float | str] = {"keys": digest(env, batch)}
+        if mode == "permute":
+            batch = permuted(batch, group=8)
+        step(Batch(**env.feed(batch._asdict())), loop._knobs())
+        loop.state.step += 1
+        loop.state.epoch, loop.state.consumed = cursor.epoch, cursor.consumed
+        totals = env.reduce(loop.meters.snapshot())
+        loop.meters.reset_()
+        env.cut()
+        entry["loss"] = loop.meters.means(to_cpu(totals))["loss"]
+        after = flat_weights(loop)
+        if mode == "record":
+            torch.save(after, trace / f"after-{number}.pt")
+        else:
+            wanted = torch.load(trace / f"after-{number}.pt", weights_only=True)
+            entry["distance"] = float((after - wanted).norm() / wanted.norm())
+            entry["update_error"] = float((after - wanted).norm() / (wanted - before).norm())
+        entries.append(entry)
+    return entries
+
+
 def main() -> None:
-    mode, backend, world, devices, recipe_path, trace, out, *overrides = sys.argv[1:]
+    modes, backend, world, devices, recipe_path, trace, out, *overrides = sys.argv[1:]
     env = open_environment(backend, world_size=int(world), num_devices=int(devices))
     loop = make_loop(env, recipe_path, overrides)
     step = TrainStep(
@@ -79,42 +114,9 @@ def main() -> None:
         settings=step_settings(loop.recipe, len(loop.index.classes)),
         meters=loop.meters,
     )
-    loader = build_train_loader(loop.recipe, env, loop.index, layout=loop.layout, start=Cursor(0, 0))
-    entries = []
-    loop.state.model.train()
-    for number, (cursor, batch) in enumerate(loader):
-        if number == loop.num_updates:
-            break
-        file = Path(trace) / f"step-{number}.pt"
-        if mode == "record":
-            torch.save(loop.state.state_dict(), file)
-        if mode == "follow":
-            loop.state.load_state_dict(torch.load(file, weights_only=True))
-            env.cut()
-        before = flat_weights(loop)
-        env.seed(loop._dropout_seed(cursor))
-        keys = digest(env, batch)
-        if mode == "permute":
-            batch = permuted(batch, group=16)
-        step(Batch(**env.feed(batch._asdict())), loop._knobs())
-        loop.state.step += 1
-        loop.state.epoch, loop.state.consumed = cursor.epoch, cursor.consumed
-        totals = env.reduce(loop.meters.snapshot())
-        loop.meters.reset_()
-        env.cut()
-        entry = {"loss": loop.meters.means(to_cpu(totals))["loss"], "keys": keys}
-        after = flat_weights(loop)
-        result = Path(trace) / f"after-{number}.pt"
-        if mode == "record":
-            torch.save(after, result)
-        else:
-            wanted = torch.load(result, weights_only=True)
-            entry["distance"] = float((after - wanted).norm() / wanted.norm())
-            if mode == "follow":
-                entry["update_error"] = float((after - wanted).norm() / (wanted - before).norm())
-        entries.append(entry)
+    results = {mode: run(loop, step, mode, Path(trace)) for mode in modes.split(",")}
     if env.rank == 0:
-        Path(out).write_text(json.dumps(entries))
+        Path(out).write_text(json.dumps(results))
     env.close()
 
 

@@ -1,4 +1,4 @@
-"""Every mistake of a user: one line on stderr with value, rule and remedy, exit code 2, nothing overwritten."""
+"""Every mistake of a user: one line with value, rule and remedy, exit code 2, nothing overwritten."""
 
 import io
 import json
@@ -208,8 +208,9 @@ def test_damaged_index(world: Path, refused: Refusal) -> None:
     index = world / "shards" / "train" / INDEX_FILE
     index.write_text(index.read_text()[:-20])
     refused("train", world / "recipe.yaml", "--output", world / "new", says=r"index\.json: .*write it again")
-    index.write_text('{"version": 1, "shards": []}')
-    refused("shards", "info", index.parent, says=r"index\.json: .*write it again")
+    for text in ('{"version": 1, "shards": []}', "[1]", '{"version": ' + "[" * 100_000):
+        index.write_text(text)
+        refused("shards", "info", index.parent, says=r"index\.json: .*write it again")
 
 
 def test_shards_make(world: Path, refused: Refusal) -> None:
@@ -274,6 +275,10 @@ def test_shards_verify(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
         ("model.name=small_cnnn", "unknown model 'small_cnnn'; .*nearest: small_cnn"),
         ("model.args.widht=8", r"model 'small_cnn' has no setting 'widht'.*; remove it"),
         ("model.args.drop_rate=wide", "model 'small_cnn' refuses .*drop_rate"),
+        ("model.args.num_classes=3", r"model\.args has num_classes, which is set .*; remove it"),
+        ("model.args.in_chans=1", r"model\.args has in_chans, which is set .*; remove it"),
+        ("model.name=resnet18 model.args.block=x", "model 'resnet18' refuses .*'block': 'x'"),
+        ("data.randaug=rand-m9-foo", "randaug 'rand-m9-foo' is not timm's notation; an example is"),
         ("optim.lrr=1e-3", r"optim\.lrr is not a field; did you mean optim\.lr\?"),
         ("optim.lr=fast", r"optim\.lr is 'fast', but must be a number"),
         ("run.epochs=1.5", r"run\.epochs is 1\.5, but must be a whole number"),
@@ -324,7 +329,7 @@ def test_output_that_cannot_be_written(world: Path, refused: Refusal) -> None:
 
 
 def test_read_only_output(world: Path, refused: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the tests may run as root, whom no permission stops, the answer of the operating system is set here."""
+    """The tests may run as root, whom no permission stops: the operating system's answer is set here."""
     allowed = os.access
 
     def access(path: str | Path, mode: int, **more: bool) -> bool:
@@ -438,6 +443,15 @@ def test_checkpoint_of_another_model(world: Path, refused: Refusal) -> None:
     refused("eval", world / "run", says=r"weights do not fit the recipe's model .*; .* train again")
     words = ("train", world / "recipe.yaml", "model.name=small_vit", "--output", world / "run")
     refused(*words, says=r"state does not fit the recipe's model .*; .*choose another --output")
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"dataset_id": 3}])
+def test_facts_of_a_checkpoint_rewritten(world: Path, refused: Refusal, facts: object) -> None:
+    for path in (world / "run" / "checkpoints").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "facts": facts}))
+    says = r"step-00000006\.json does not name num_classes; use an earlier|not the JSON of a checkpoint"
+    refused("eval", world / "run", says=says)
+    refused("train", world / "recipe.yaml", "--output", world / "run", says="checkpoint")
 
 
 # ---- measuring

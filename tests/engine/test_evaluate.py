@@ -68,7 +68,7 @@ def layouts(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.fixture(scope="module")
 def judged(
     run_folder: Path, layouts: dict[str, Path], launch: Launch, tmp_path_factory: pytest.TempPathFactory
-):  # type: ignore[no-untyped-def]  # noqa: E501
+):  # type: ignore[no-untyped-def]
     """judged(ranks, workers, layout) evaluates in that many processes; the rows, by image."""
 
     def evaluate(ranks: int, workers: int, layout: str) -> dict[str, Verdict]:

@@ -32,7 +32,7 @@ UPDATES_PER_EPOCH, BATCH = 8, 8
 LAST_KILL = NUM_UPDATES - 12
 RECIPE: dict[str, Any] = {
     "data": {"image_size": 16, "num_workers": 0, "randaug": "rand-m9-mstd0.5-inc1"},
-    "model": {"name": "small_cnn", "norm_stats": "ghost:4", "drop_path": 0.1},
+    "model": {"name": "small_cnn", "norm_stats": "ghost:4", "drop_path": 0.5},
     "optim": {"lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 1, "ema": 0.9, "clip_norm": 1.0},
     "objective": {
         "kind": "adversarial",
@@ -206,7 +206,8 @@ def test_killed_twenty_times(
 def test_stopped_in_mid_epoch_and_resumed_with_other_workers(
     backend: str, recipe: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    process = Process(backend, recipe, tmp_path / "run")
+    # No checkpoint but that of the stop.
+    process = Process(backend, recipe, tmp_path / "run", "run.checkpoint_every=1000")
     process.wait_for(9)
     assert process.end(signal.SIGTERM) == 75, process.errors()
     stop = process.entries()[-1]
@@ -224,7 +225,7 @@ def test_stopped_in_mid_epoch_and_resumed_with_other_workers(
 
 
 def test_two_processes_resumed_as_one(recipe: Path, tmp_path: Path) -> None:
-    process = Process("cpu", recipe, tmp_path / "run", processes=2)
+    process = Process("cpu", recipe, tmp_path / "run", "run.checkpoint_every=1000", processes=2)
     process.wait_for(9)
     assert process.end(signal.SIGTERM) == 75, process.errors()
     found = latest_checkpoint(tmp_path / "run/checkpoints")
