@@ -12,14 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from bits.environment import Precision
 from bits.later import LaterQueue, copies
 
 # Accelerate takes XLA whenever torch_xla is installed, even on a CUDA machine, unless told otherwise before import.
 os.environ.setdefault("USE_TORCH_XLA", "0")
-from accelerate import Accelerator  # noqa: E402
-from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 
 def open_environment(
@@ -53,7 +54,7 @@ class AcceleratedEnvironment:
         self.world_size = self._accelerator.num_processes
         self.device = torch.device("cpu") if backend == "cpu" else self._accelerator.device
         self._dtype = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
+        self._scaler = GradScaler("cuda") if precision == "fp16" else None
         # On the cpu a copy is a clone and there is nothing to wait for; on cuda one report may stay in flight.
         self._later = LaterQueue(depth=0 if backend == "cpu" else 1)
         if backend == "cuda":
@@ -114,7 +115,8 @@ class AcceleratedEnvironment:
         flat = torch.cat([b.reshape(-1) for b in buffers])
         dist.all_reduce(flat)
         flat /= self.world_size
-        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        parts = torch.split(flat, [b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, parts, strict=True):
             buffer.copy_(mean.view_as(buffer))
 
     def reduce(self, tensor: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class AcceleratedEnvironment:
             return tensor
         from torch.distributed.nn.functional import all_reduce
 
-        result: Tensor = all_reduce(tensor)
+        result: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
         return result
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -156,8 +158,8 @@ class AcceleratedEnvironment:
         pinned = {n: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for n, t in tensors.items()}
         for name, tensor in tensors.items():
             pinned[name].copy_(tensor.detach(), non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()  # type: ignore[no-untyped-call]
 
         def fetch() -> dict[str, Tensor]:
             done.synchronize()

@@ -1,8 +1,8 @@
 """Atomic, checksummed checkpoints: a torn or altered file is noticed, and the one before it is used.
 
-`step-00000120.pt` holds the state; `step-00000120.json` holds its size, sha256 and a few facts, and is written
-first: the rename of the .pt is the commit, so a run killed at any moment leaves no .pt that cannot be judged.
-Each is written beside its place, flushed to disk and renamed.
+`step-00000120.pt` holds the state; `step-00000120.json` holds its size, sha256 and a few facts, and is
+written first: the rename of the .pt is the commit, so a run killed at any moment leaves no .pt that cannot be
+judged. Each is written beside its place, flushed to disk and renamed.
 """
 
 import hashlib
@@ -35,7 +35,9 @@ class Checkpoint:
     facts: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any]) -> Checkpoint:
+def save_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any]
+) -> Checkpoint:
     """Writes `state` (tensors and plain values) as the checkpoint of `step`; `facts` must be JSON values."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
@@ -44,7 +46,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, facts:
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     meta = {"schema": SCHEMA, "step": step, "sha256": digest, "size": len(data), "facts": dict(facts)}
-    # Over an older file of the same step there is a moment with the new checksum and the old state: seen as torn.
+    # Over an older file of this step there is a moment with the new checksum and the old state: seen as torn.
     write_atomic(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
     write_atomic(path, data)
     return Checkpoint(path=path, step=step, sha256=digest, size=len(data), facts=dict(facts))
@@ -69,7 +71,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read_meta(path: Path) -> Checkpoint:
-    """The committed facts of checkpoint `path` (.pt), without reading its tensors. CheckpointError if unusable."""
+    """The facts of checkpoint `path` (.pt), without reading its tensors. CheckpointError if unusable."""
     meta_path = path.with_suffix(".json")
     try:
         meta = json.loads(meta_path.read_bytes())
@@ -79,13 +81,15 @@ def read_meta(path: Path) -> Checkpoint:
             path=path, step=meta["step"], sha256=meta["sha256"], size=meta["size"], facts=meta["facts"]
         )
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: {meta_path.name} is missing beside it; use an earlier checkpoint") from None
+        raise CheckpointError(
+            f"{path}: {meta_path.name} is missing beside it; use an earlier checkpoint"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise CheckpointError(f"{meta_path}: not the JSON of a checkpoint; use an earlier one") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in `path` after its size and sha256 were checked against the commit. CheckpointError if altered."""
+    """The state in `path`, whose size and sha256 must be those of its JSON. CheckpointError if altered."""
     meta = read_meta(path)
     try:
         data = path.read_bytes()
@@ -93,15 +97,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: the file is missing; use an earlier checkpoint") from None
     if len(data) != meta.size or hashlib.sha256(data).hexdigest() != meta.sha256:
         raise CheckpointError(
-            f"{path}: {len(data)} bytes do not match the committed sha256 ({meta.size} bytes): the file is torn or "
-            "altered; delete it and use an earlier checkpoint"
+            f"{path}: {len(data)} bytes do not match the committed sha256 ({meta.size} bytes): the file is "
+            "torn or altered; delete it and use an earlier checkpoint"
         )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: holds Python objects beside tensors and plain values, which could run code when loaded; "
-            "use a checkpoint of this toolkit"
+            f"{path}: holds Python objects beside tensors and plain values, which could run code when "
+            "loaded; use a checkpoint of this toolkit"
         ) from None
     return state
 
@@ -125,11 +129,11 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any], list[st
 
 
 def prune_checkpoints(folder: Path, keep: int, *, newest: int) -> None:
-    """Deletes all but the last `keep` checkpoints up to step `newest`, which was just written, and what killed
-    writes left behind.
+    """Deletes all but the last `keep` checkpoints up to step `newest`, which was just written, and what
+    killed writes left behind.
 
-    Later ones were passed over when the run went on, so they are neither counted nor deleted. The .pt goes first:
-    none is ever there without its JSON.
+    Later ones were passed over when the run went on, so they are neither counted nor deleted. The .pt goes
+    first: none is ever there without its JSON.
     """
     assert keep > 0, f"keep {keep}"
     written = [path for path in list_checkpoints(folder) if path.stem <= f"step-{newest:08d}"]

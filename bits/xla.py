@@ -51,7 +51,9 @@ class XlaEnvironment:
     backend = "xla"
     rank = 0
     world_size = 1
-    native_batch_norm = False  # torch_xla 2.9 stores the biased variance in running_var; torch the unbiased one
+    native_batch_norm = (
+        False  # torch_xla 2.9 stores the biased variance in running_var; torch the unbiased one
+    )
 
     def __init__(self, *, precision: Precision, num_devices: int) -> None:
         self.precision = precision

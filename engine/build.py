@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,6 +71,7 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         # A function and not the bound method: deepcopy (the EMA's) would follow it into the environment.
         return env.sum_over_processes(tensor)
 
+    extra: dict[str, Any] = dict(recipe.model.args)
     model = create_model(
         recipe.model.name,
         num_classes=num_classes,
@@ -82,7 +84,7 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         world_size=env.world_size,
         native_norm=env.native_batch_norm,
         drop_path=recipe.model.drop_path,
-        **recipe.model.args,
+        **extra,
     )
     env.place(model)
     return model
@@ -162,4 +164,8 @@ def mix_settings(recipe: Recipe, epoch: int) -> MixSettings:
 def eval_transform(recipe: Recipe) -> EvalTransform:
     """The recipe's own evaluation transform (protocols with fixed ones are manifests)."""
     d = recipe.data
-    return EvalTransform(mode="center" if d.eval_resize == "crop" else d.eval_resize, crop_pct=d.crop_pct, interpolation=d.interpolation)
+    return EvalTransform(
+        mode="center" if d.eval_resize == "crop" else d.eval_resize,
+        crop_pct=d.crop_pct,
+        interpolation=d.interpolation,
+    )

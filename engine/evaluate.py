@@ -142,7 +142,9 @@ class Evaluator:
         rows = []
         clean = verdicts[f"{CLEAN}/correct"].tolist()
         for component in components:
-            columns = [verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")]
+            columns = [
+                verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")
+            ]
             for slot, (prediction, correct, top5, margin) in enumerate(zip(*columns, strict=True)):
                 if not batch.mask[slot]:
                     continue
@@ -177,7 +179,13 @@ class Evaluator:
             found = summary["components"][component]["num_images"]
             assert found == num_images, f"{component}: {found} of {num_images} images in the ledger"
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
-        return {"name": entry.name, "evaluation": identity, **description, **summary, "interval": list(interval)}
+        return {
+            "name": entry.name,
+            "evaluation": identity,
+            **description,
+            **summary,
+            "interval": list(interval),
+        }
 
 
 def contract_id(transform: EvalTransform, image_size: int) -> str:

@@ -211,7 +211,7 @@ EvalEntry = Annotated[
 class RunSection(Section):
     output: str | None = None
     seed: NonNegativeInt = 0
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(gt=0, le=100_000)]
     batch_size: PositiveInt  # global: over all devices, for one forward pass
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     deterministic: bool = False

@@ -26,4 +26,6 @@ class Knobs(NamedTuple):
 
 def pack_knobs(*, lr: float, eps: float, step_size: float, step: int) -> Knobs:
     """Host vectors: lr as a plain number, eps and step_size in image units [0, 1], step counted from 0."""
-    return Knobs(torch.tensor([lr, eps, step_size], dtype=torch.float32), torch.tensor([step], dtype=torch.int64))
+    return Knobs(
+        torch.tensor([lr, eps, step_size], dtype=torch.float32), torch.tensor([step], dtype=torch.int64)
+    )

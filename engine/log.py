@@ -1,6 +1,7 @@
 """What a run says while it runs: `log.jsonl` for machines, plain lines for people, both from rank 0 only."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -24,7 +25,12 @@ class RunLog:
     def write(self, event: str, **values: Any) -> None:
         if self._path is None:
             return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
+        entry = {"event": event, "time": round(time.time(), 3), **values}
+        # JSON has no NaN: a diverged loss is null.
+        plain = {
+            name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in entry.items()
+        }
+        line = json.dumps(plain) + "\n"
         if not self._begun:
             line, self._begun = _line_break(self._path) + line, True
         # One write of one line: a kill leaves at most one torn line, which readers skip.

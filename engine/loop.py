@@ -173,7 +173,9 @@ class Loop:
         return self._epochs_done(self.state.step) > self._epochs_done(self.state.step - 1)
 
     def _epochs_done(self, step: int) -> int:
-        return int(step / self.updates_per_epoch + 1e-9)  # the sum of fractions may fall short by a rounding error
+        return int(
+            step / self.updates_per_epoch + 1e-9
+        )  # the sum of fractions may fall short by a rounding error
 
     def save(self) -> None:
         """A checkpoint of now (rank 0 writes; every rank has the same state). Flushes first, so that what the

@@ -103,7 +103,9 @@ class SGD(TensorLrOptimizer):
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, grads)
             grads = (
-                list(torch._foreach_add(grads, buffers, alpha=group["momentum"])) if group["nesterov"] else buffers
+                list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
+                if group["nesterov"]
+                else buffers
             )
         change = torch._foreach_mul(grads, group["lr"])
         torch._foreach_sub_(params, change)
@@ -117,7 +119,8 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
         names = getattr(module, "no_weight_decay", None)
         if callable(names):
             excluded |= {f"{prefix}.{name}" if prefix else name for name in names()}
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in excluded

@@ -39,7 +39,10 @@ def main() -> int:
         print(table({name: read_results(FOLDER / name) for name in RECIPES}))
         train_on_xla()
     except subprocess.CalledProcessError as error:
-        print(f"quickstart stopped: {' '.join(map(str, error.cmd))} ended with code {error.returncode}", file=sys.stderr)
+        print(
+            f"quickstart stopped: {' '.join(map(str, error.cmd))} ended with code {error.returncode}",
+            file=sys.stderr,
+        )
         return int(error.returncode)
     say(f"done in {time.perf_counter() - start:.0f} s; run folders are in {FOLDER}")
     return 0

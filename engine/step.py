@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,10 +11,10 @@ from bits.noise import noise
 from bits.state import TrainState
 from data.batch import START, Batch
 from data.mix import mix, smooth_one_hot
-from engine.knobs import Knobs
-from engine.optim import TensorLrOptimizer
 from engine.build import mix_settings
 from engine.fields import AttackSection
+from engine.knobs import Knobs
+from engine.optim import TensorLrOptimizer
 from engine.recipe import Recipe
 from robust.pgd import PGD, no_cut
 from robust.threat import Linf
@@ -89,7 +88,9 @@ class TrainStep:
             return mix(image, batch.label, batch.draw, num_classes=s.num_classes, smoothing=s.smoothing)
         return image, smooth_one_hot(batch.label, num_classes=s.num_classes, smoothing=s.smoothing)
 
-    def _attack(self, attack: AttackSection, image: Tensor, batch: Batch, target: Tensor, knobs: Knobs) -> Tensor:
+    def _attack(
+        self, attack: AttackSection, image: Tensor, batch: Batch, target: Tensor, knobs: Knobs
+    ) -> Tensor:
         """The adversarial batch. Hard labels unless mixing is on, without smoothing (Bai et al. 2021, code)."""
         model = self.state.model
         pgd = build_pgd(

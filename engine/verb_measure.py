@@ -11,6 +11,7 @@ from torch import nn
 
 from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
+from data.index import DatasetIndex
 from engine.build import build_model, open_shards
 from engine.cli import Launch
 from engine.folder import RunFolder
@@ -42,12 +43,17 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         results = []
         for entry in recipe.evals:
             results.append(evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size))
-            report_result(target, log, entry.name, results[-1])
+            report_result(target, log, result_name(entry.name, arguments.data, evaluator.index), results[-1])
         if env.rank == 0:
             print(table(results), file=sys.stdout)
     finally:
         env.close()
     return {"exit_code": 0, "results": results}
+
+
+def result_name(name: str, data: Path | None, index: DatasetIndex) -> str:
+    """Under which name a result is kept: other shards than the recipe's must not take the place of its results."""
+    return name if data is None else f"{name}@{index.description.dataset}-{index.dataset_id[:8]}"
 
 
 def _source(path: Path) -> RunFolder:

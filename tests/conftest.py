@@ -40,7 +40,13 @@ def launch() -> Launch:
     def run(kind: str, *words: str | Path, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(ROOT / f"launch_{kind}.py"), *map(str, words)]
         return subprocess.run(
-            command, env=launcher_environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False
+            command,
+            env=launcher_environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=ROOT,
+            check=False,
         )
 
     return run

@@ -26,7 +26,9 @@ def imports(path: Path) -> list[tuple[int, str]]:
             "import_module",
             "__import__",
         ):
-            literals = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            literals = [
+                n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
             found += [(node.lineno, literal) for literal in literals]
     return [(line, name.split(".")[0]) for line, name in found]
 
@@ -53,8 +55,16 @@ def test_imports_form_a_star() -> None:
 def test_the_guard_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     for name in PACKAGES:
         (tmp_path / name).mkdir()
-    (tmp_path / "robust" / "bad.py").write_text("def f():\n    from bits.noise import noise\n    return noise\n")
-    (tmp_path / "data" / "bad.py").write_text("import importlib\nm = importlib.import_module('models.norm')\n")
+    (tmp_path / "robust" / "bad.py").write_text(
+        "def f():\n    from bits.noise import noise\n    return noise\n"
+    )
+    (tmp_path / "data" / "bad.py").write_text(
+        "import importlib\nm = importlib.import_module('models.norm')\n"
+    )
     (tmp_path / "engine" / "bad.py").write_text("import torch_xla.core\n")
     found = violations(tmp_path)
-    assert [line.split(" ")[0] for line in found] == ["data/bad.py:2:", "engine/bad.py:1:", "robust/bad.py:2:"]
+    assert [line.split(" ")[0] for line in found] == [
+        "data/bad.py:2:",
+        "engine/bad.py:1:",
+        "robust/bad.py:2:",
+    ]

@@ -48,7 +48,9 @@ def images(seed: int = 0) -> Tensor:
 
 def tiny(env: Environment, norm_stats: str | None = None) -> nn.Module:
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
     if norm_stats is None:
         model[1] = nn.Identity()
     else:
@@ -142,7 +144,9 @@ def case_uneven_end_counts_with_the_mask(env: Environment, folder: Path) -> None
     assert meters.means(totals) == {"hit": 31.0 / 11.0}
 
 
-def one_step(env: Environment, model: nn.Module, forward: nn.Module, optimizer: SGD | AdamW, seed: int) -> None:
+def one_step(
+    env: Environment, model: nn.Module, forward: nn.Module, optimizer: SGD | AdamW, seed: int
+) -> None:
     lr = env.feed({"k": torch.tensor([0.1, 0.0])}, split=False)["k"][0]
     optimizer.set_lr(lr)
     loss = forward(fed(env, images(seed))).square().mean()
@@ -158,7 +162,9 @@ def reference_grads(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
 
 
 def copy_on_cpu(env: Environment, model: nn.Module) -> nn.Module:
-    twin = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    twin = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
     twin.load_state_dict({k: host(env, v) for k, v in model.state_dict().items()})
     return twin
 
@@ -223,7 +229,9 @@ def case_norm_statistics(env: Environment, folder: Path) -> None:
         mean, variance = expected_statistics(convolved, group)
         for name, wanted in (("running_mean", mean), ("running_var", variance)):
             found = host(env, getattr(model[1], name)).double()
-            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), f"{norm_stats} {name}: {found} {wanted}"
+            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), (
+                f"{norm_stats} {name}: {found} {wanted}"
+            )
 
 
 def case_save_and_load(env: Environment, folder: Path) -> None:
@@ -256,7 +264,9 @@ def case_save_and_load(env: Environment, folder: Path) -> None:
     a, b = straight.state_dict(), resumed.state_dict()
     for part in ("model", "ema"):
         for name, tensor in a[part].items():
-            assert torch.equal(tensor, b[part][name]), f"{part} {name}: {(tensor - b[part][name]).abs().max()}"
+            assert torch.equal(tensor, b[part][name]), (
+                f"{part} {name}: {(tensor - b[part][name]).abs().max()}"
+            )
 
 
 def case_ema_arithmetic(env: Environment, folder: Path) -> None:

@@ -77,7 +77,7 @@ def run(loop: Loop, step: TrainStep, mode: str, trace: Path) -> list[dict[str, f
             break
         if mode == "record":
             torch.save(loop.state.state_dict(), trace / f"step-{number}.pt")
-        if mode == "follow" or number == 0 and mode != "record":
+        if mode == "follow" or (number == 0 and mode != "record"):
             loop.state.load_state_dict(torch.load(trace / f"step-{number}.pt", weights_only=True))
             env.cut()
         before = flat_weights(loop)

@@ -49,14 +49,22 @@ class Bench:
         both = self.run("record,permute", "cpu")
         self.reference, self.permuted = both["record"], both["permute"]
 
-    def run(self, modes: str, backend: str, world: int = 1, devices: int = 1) -> dict[str, list[dict[str, Any]]]:
+    def run(
+        self, modes: str, backend: str, world: int = 1, devices: int = 1
+    ) -> dict[str, list[dict[str, Any]]]:
         out = self.folder / f"{backend}-{world}-{devices}.json"
         words = [modes, backend, world, devices, self.folder / "recipe.yaml", self.folder / "trace", out]
         command = [sys.executable, str(WORKER), *map(str, words)]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CPU_NUM_DEVICES": str(devices)}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "CPU_NUM_DEVICES": str(devices),
+        }
         children = []
         for rank in range(world):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+            ranks = (
+                {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+            )
             environment = self.environment(**shared, **ranks)
             children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
         errors = [child.communicate(timeout=400)[1] for child in children]
@@ -68,14 +76,19 @@ class Bench:
 
 @pytest.fixture(scope="module", params=MODELS)
 def bench(
-    request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory, process_environment: Any
+    request: pytest.FixtureRequest,
+    digits: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    process_environment: Any,
 ) -> Bench:
     folder = tmp_path_factory.mktemp(f"parity-{request.param}")
     return Bench(folder, digits / "train", MODELS[request.param], process_environment)
 
 
 @pytest.mark.parametrize(
-    ("backend", "world", "devices"), [("cpu", 2, 1), ("xla", 1, 1), ("xla", 1, 4)], ids=["cpu-x2", "xla-x1", "xla-x4"]
+    ("backend", "world", "devices"),
+    [("cpu", 2, 1), ("xla", 1, 1), ("xla", 1, 4)],
+    ids=["cpu-x2", "xla-x1", "xla-x4"],
 )
 def test_steps_equal_the_reference_and_drift_stays_small(
     bench: Bench, backend: str, world: int, devices: int

@@ -171,11 +171,12 @@ def kill_and_resume(backend: str, recipe: Path, output: Path, num_kills: int) ->
     Then the run is left to its end, with another number of workers.
     """
     rng = random.Random(f"kills {backend} {num_kills}")
+    reach = 2 * LAST_KILL // num_kills  # so that the kills spread over the run
     kills = []
     for _ in range(num_kills):
         process = Process(backend, recipe, output)
         resumed = process.wait_for(0)
-        process.wait_for(rng.randint(resumed, max(resumed, min(resumed + 10, LAST_KILL))))
+        process.wait_for(rng.randint(resumed, max(resumed, min(resumed + reach, LAST_KILL))))
         time.sleep(rng.uniform(0.0, 0.08))  # anywhere in a step, a report or a checkpoint
         assert process.end(signal.SIGKILL, group=True) == -signal.SIGKILL, "ended before it was killed"
         kills.append(max(entry["step"] for entry in process.entries()))
