@@ -2,7 +2,7 @@
 
     python benchmarks/robust_training.py [--seeds 3] [--output runs/robust_training]
 
-Needs the quickstart's shards (`make quickstart` makes them). Evaluates clean, PGD-5 and PGD-20 on the 359 held-out scans.
+Needs the shards that `make quickstart` makes. Evaluates clean, PGD-5 and PGD-20 on the 359 held-out scans.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> None:
         cells.append([name, *(f"{mean} ({parts})" for mean, parts in zip(means, each, strict=True))])
     text = [
         f"scikit-learn's digits at 32 px, 359 held-out scans, {precision}, eps 16/255 (linf, pixels in [0, 1]).",
-        f"Mean over {arguments.seeds} seeds in percent, each seed in brackets. Robust means right before and after the attack.",
+        f"Mean over {arguments.seeds} seeds in percent, each seed in brackets. Robust: right before and after",
+        "the attack.",
         "",
         *markdown_table(["recipe", *COLUMNS], cells),
     ]

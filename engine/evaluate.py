@@ -4,7 +4,7 @@ The prediction that counts is float32, by the model as it is, in eval mode. An i
 its ledger: images that have their rows are not judged again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from data.transform import EvalTransform
 from engine.fields import AttackEval, SuiteEval
 from engine.ledger import LedgerWriter, Verdict, read_ledger, wilson_interval
 from engine.step import ATTACK_STREAM, build_pgd
+from engine.stop import Stopped
 from engine.verdict import evaluation_id, judge
 
 CLEAN = "clean"
@@ -42,6 +43,8 @@ class Evaluator:
     num_workers: int
     seed: int
     ledger: Path
+    recipe: str  # hash of the recipe that trained the model
+    stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
 
     def run(self, entry: SuiteEval | AttackEval, *, batch_size: int) -> dict[str, Any]:
         """Judges what is not in the ledger yet and returns the result as plain values."""
@@ -114,6 +117,9 @@ class Evaluator:
                     verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
                 self.env.cut()
                 self.env.later(verdicts, partial(write, batch))
+            if self.env.agree(int(self.stop_asked())):
+                self.env.flush()
+                raise Stopped
         finally:
             self.model.train(was_training)
 
@@ -181,6 +187,7 @@ class Evaluator:
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
         return {
             "name": entry.name,
+            "recipe": self.recipe,
             "evaluation": identity,
             **description,
             **summary,

@@ -70,6 +70,9 @@ class Loop:
 
     def run(self) -> None:
         """All updates that are left, and a checkpoint at the end."""
+        if self._ends_epoch():
+            # A run stopped during the evaluation of an epoch makes up for it; one that was done costs a look.
+            self.evaluate(self._epochs_done(self.state.step))
         if self.state.step < self.num_updates:
             start = Cursor(self.state.epoch, self.state.consumed)
             loader = build_train_loader(self.recipe, self.env, self.index, layout=self.layout, start=start)
@@ -128,11 +131,18 @@ class Loop:
         if self._checkpoint_due():
             self.save()
         if self._ends_epoch():
-            self.evaluate(self._epochs_done(self.state.step))
+            self._evaluate_epoch()
         if due and self.env.agree(int(self.stop.asked)):
             self.env.flush()
             self.save()
             raise Stopped
+
+    def _evaluate_epoch(self) -> None:
+        try:
+            self.evaluate(self._epochs_done(self.state.step))
+        except Stopped:
+            self.save()
+            raise
 
     def _report(self) -> None:
         """The only place between updates where values travel to the host, and they do so later."""

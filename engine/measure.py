@@ -1,7 +1,8 @@
 """Runs the evaluations of a recipe on a model, writes results/NAME.json and prints one line each."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,24 @@ def measure(
     folder: RunFolder,
     model: nn.Module,
     log: RunLog,
+    stop_asked: Callable[[], bool],
     epoch: int | None,
 ) -> list[dict[str, Any]]:
-    """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them)."""
+    """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them).
+
+    Raises Stopped between two batches after a stop request; called again, it goes on from the ledger.
+    """
     entries = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
     if not entries:
         return []
-    evaluator = make_evaluator(env, recipe, folder.ledger, model)
+    evaluator = replace(make_evaluator(env, recipe, folder.ledger, model), stop_asked=stop_asked)
     results = []
     for entry in entries:
         result = evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size)
         results.append(result)
         name = entry.name if epoch is None else f"{entry.name}-epoch{epoch}"
-        report_result(folder, log, name, result)
+        store_result(folder, log, name, result)
+        log.say(describe(name, result))
     return results
 
 
@@ -52,13 +58,13 @@ def make_evaluator(env: Environment, recipe: Recipe, ledger: Path, model: nn.Mod
         num_workers=recipe.data.num_workers,
         seed=recipe.run.seed,
         ledger=ledger,
+        recipe=recipe.hash,
     )
 
 
-def report_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, Any]) -> None:
-    """results/NAME.json and one line for the person (rank 0)."""
+def store_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, Any]) -> None:
+    """results/NAME.json and a log entry (rank 0)."""
     log.write("eval", **{**result, "name": name})
-    log.say(describe(name, result))
     if log.is_open:
         folder.results.mkdir(parents=True, exist_ok=True)
         write_atomic(folder.results / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())

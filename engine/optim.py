@@ -5,6 +5,7 @@ which the cpu refuses and which turns a zero gradient at lr 0 into NaN (torch_xl
 arithmetic (tests compare them step by step) and take the lr from the step's knob vector.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,9 +67,10 @@ class AdamW(TensorLrOptimizer):
         torch._foreach_addcmul_(square, grads, grads, 1.0 - beta2)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
-        # beta ** step with the step as a tensor: a Python exponent would recompile every step on XLA.
-        correction1 = 1.0 - torch.pow(torch.full_like(step, beta1), step)
-        correction2 = 1.0 - torch.pow(torch.full_like(step, beta2), step)
+        # 1 - beta ** step with the step as a tensor: a Python exponent would recompile every step on XLA. expm1,
+        # because 1 - 0.999 in float32 is off by 1e-5.
+        correction1 = -torch.expm1(step * math.log(beta1)) if beta1 else torch.ones_like(step)
+        correction2 = -torch.expm1(step * math.log(beta2)) if beta2 else torch.ones_like(step)
         scale = torch._foreach_sqrt(square)
         torch._foreach_div_(scale, correction2.sqrt())
         torch._foreach_add_(scale, group["eps"])

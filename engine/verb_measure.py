@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from engine.build import build_model, open_shards
 from engine.cli import Launch
 from engine.folder import RunFolder
 from engine.log import RunLog
-from engine.measure import make_evaluator, report_result, table
+from engine.measure import make_evaluator, store_result, table
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 
@@ -39,11 +40,13 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         _load(model, state, arguments.run)
         target.create()
         log = RunLog(target.log if env.rank == 0 else None)
-        evaluator = make_evaluator(env, recipe, target.ledger, model)
+        evaluator = replace(
+            make_evaluator(env, recipe, target.ledger, model), recipe=source.read_recipe().hash
+        )
         results = []
         for entry in recipe.evals:
             results.append(evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size))
-            report_result(target, log, result_name(entry.name, arguments.data, evaluator.index), results[-1])
+            store_result(target, log, result_name(entry.name, arguments.data, evaluator.index), results[-1])
         if env.rank == 0:
             print(table(results), file=sys.stdout)
     finally:

@@ -106,7 +106,7 @@ def train(
             folder=folder,
             log=log,
             stop=stop,
-            evaluate=partial(measure, env, recipe, folder, state.model, log),
+            evaluate=partial(measure, env, recipe, folder, state.model, log, lambda: stop.asked),
         )
         _check_length(loop)
         for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself

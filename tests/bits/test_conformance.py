@@ -1,4 +1,4 @@
-"""Every backend passes the same cases: cpu with 1 and 2 processes, XLA with 1 and 4 devices, cuda where there is one."""
+"""Every backend passes the same cases: cpu with 1 and 2 processes, XLA with 1 and 4 devices, cuda where it exists."""
 
 import json
 import os

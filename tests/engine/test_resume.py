@@ -58,6 +58,14 @@ def recipe(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _needs_its_device(request: pytest.FixtureRequest) -> None:
+    """`-m slow` also selects what is marked gpu, and the launcher would take the cpu where there is none."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("backend") == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 class Process:
     """A launcher in a process group of its own, and what it writes to the log from here on."""
 
@@ -115,6 +123,7 @@ class Process:
 def finish(backend: str, recipe: Path, output: Path, *words: str) -> Process:
     process = Process(backend, recipe, output, *words)
     assert process.end() == 0, process.errors()
+    assert process.entries()[0]["backend"] == backend
     return process
 
 
