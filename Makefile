@@ -18,7 +18,7 @@ quickstart: $(STAMP)
 	$(PY) -m engine.quickstart
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu" -x -q tests/data tests/models tests/robust tests/engine/test_recipe.py tests/engine/test_schedule.py tests/engine/test_ledger.py

@@ -6,10 +6,12 @@ to 4 s each). A fork server is a fresh process without threads that imports torc
 milliseconds.
 """
 
+import atexit
 import multiprocessing
+import os
 import signal
 import threading
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -20,6 +22,10 @@ def worker_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.loader"])
     _start_server()
+    atexit.unregister(_kill_workers)
+    atexit.register(
+        _kill_workers
+    )  # runs before multiprocessing's own exit handler, which was registered earlier
     return context
 
 
@@ -49,3 +55,19 @@ def start_worker(_worker: int = 0) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that uses it is gone. torch watches the fork server instead, which the
+    workers themselves keep alive: after a kill -9 all of them would stay for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "start_worker runs in a child"
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _kill_workers() -> None:
+    # At a crash the traceback still holds the loader, and multiprocessing would wait for workers deaf to SIGTERM.
+    for child in multiprocessing.active_children():
+        child.kill()

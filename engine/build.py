@@ -1,6 +1,6 @@
 """From a recipe to live objects. The recipe tree is opened here and nowhere deeper."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,46 @@ def batch_layout(batch_size: int, env: Environment, *, field: str = "run.batch_s
     )
 
 
-def open_shards(path: str, *, field: str, num_classes: int | None) -> DatasetIndex:
-    """The index of shards at `path`, checked against the recipe's number of classes."""
+def open_shards(
+    path: str, *, field: str, num_classes: int | None = None, classes: Sequence[str] | None = None
+) -> DatasetIndex:
+    """The index of shards at `path`, checked against a number of classes, or against the classes of a training.
+
+    Names are compared and not only counted: a label means the class at its place in the list.
+    """
     index = load_index(Path(path))
+    if classes is not None and tuple(classes) != index.classes:
+        raise ValueError(
+            f"{field} {path} {_class_difference(index.classes, classes)}; the model would be misjudged"
+        )
     if num_classes is not None and num_classes != len(index.classes):
         raise ValueError(
             f"{field} {path} has {len(index.classes)} classes and data.num_classes is {num_classes}; "
             "correct one of the two"
         )
     return index
+
+
+def _class_difference(found: Sequence[str], trained: Sequence[str]) -> str:
+    if len(found) != len(trained):
+        return f"has {len(found)} classes and the training shards have {len(trained)}"
+    place = next(i for i, (a, b) in enumerate(zip(found, trained, strict=True)) if a != b)
+    return f"has class {found[place]!r} as number {place}, the training shards have {trained[place]!r} there"
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuses a model that cannot be built; on the meta device, so no memory is filled and nothing is trained."""
+    extra: dict[str, Any] = dict(recipe.model.args)
+    with torch.device("meta"):
+        create_model(
+            recipe.model.name,
+            num_classes=recipe.data.num_classes or 1000,
+            image_size=recipe.data.image_size,
+            mean=recipe.model.mean,
+            std=recipe.model.std,
+            drop_path=recipe.model.drop_path,
+            **extra,
+        )
 
 
 def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: Layout | None) -> PixelModel:

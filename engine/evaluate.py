@@ -117,9 +117,9 @@ class Evaluator:
                     verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
                 self.env.cut()
                 self.env.later(verdicts, partial(write, batch))
-            if self.env.agree(int(self.stop_asked())):
-                self.env.flush()
-                raise Stopped
+                if self.env.agree(int(self.stop_asked())):
+                    self.env.flush()
+                    raise Stopped
         finally:
             self.model.train(was_training)
 

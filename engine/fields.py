@@ -51,14 +51,14 @@ class DataSection(Section):
     )
 
 
-_SET_ELSEWHERE = (
+SET_ELSEWHERE = (
     *("name", "num_classes", "image_size", "in_chans", "mean", "std", "norm_stats", "native_norm"),
     *("num_devices", "reduce", "world_size", "drop_path"),
 )
 
 
 def _free(args: dict[str, ModelArgument]) -> dict[str, ModelArgument]:
-    if taken := [name for name in _SET_ELSEWHERE if name in args]:
+    if taken := [name for name in SET_ELSEWHERE if name in args]:
         raise ValueError(f"has {taken[0]}, which is set by other fields or by the toolkit; remove it")
     return args
 

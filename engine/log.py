@@ -1,5 +1,6 @@
 """What a run says while it runs: `log.jsonl` for machines, plain lines for people, both from rank 0 only."""
 
+import contextlib
 import json
 import math
 import os
@@ -43,7 +44,9 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self._path is not None:
-            print(text, file=sys.stderr, flush=True)
+            # A terminal that was closed, or `| head`, must not cost a run.
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
 
 def _line_break(path: Path) -> str:

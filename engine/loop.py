@@ -213,7 +213,7 @@ class Loop:
             "epoch": self.state.epoch,
             "consumed": self.state.consumed,
             "global_batch": self.layout.global_batch,
-            "num_classes": len(self.index.classes),
+            "classes": list(self.index.classes),
         }
 
     def resume(self, source: Path) -> bool:

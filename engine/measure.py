@@ -67,7 +67,22 @@ def store_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, An
     log.write("eval", **{**result, "name": name})
     if log.is_open:
         folder.results.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder.results / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+        path = _result_path(folder.results / f"{name}.json", result)
+        write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _result_path(path: Path, result: dict[str, Any]) -> Path:
+    """`path`, or one with the evaluation's id where another evaluation of the same weights has that name already
+    (other shards, a subset, another step size): no result takes the place of another."""
+    try:
+        there = json.loads(path.read_text())
+        is_other = (
+            there["weights_sha256"] == result["weights_sha256"]
+            and there["evaluation"] != result["evaluation"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return path
+    return path.with_name(f"{path.stem}-{result['evaluation'][:8]}.json") if is_other else path
 
 
 def describe(name: str, result: dict[str, Any]) -> str:

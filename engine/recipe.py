@@ -56,10 +56,11 @@ class Recipe(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits that stand for every field but `run.output`."""
-        tree = self.model_dump(mode="json")
-        del tree["run"]["output"]
-        canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """16 hex digits that stand for every field that decides an update: not those a resumed run may change."""
+        leaves = {
+            name: value for name, value in _leaves(self.model_dump(mode="json")).items() if not _is_free(name)
+        }
+        canonical = json.dumps(leaves, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
@@ -91,8 +92,11 @@ def resume_diff(old: Recipe, new: Recipe) -> list[str]:
     before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
     absent = object()
     changed = [name for name in {**before, **after} if before.get(name, absent) != after.get(name, absent)]
-    is_free = tuple(f"{field}." for field in RESUME_MAY_CHANGE)
-    return [name for name in changed if not f"{name}.".startswith(is_free)]
+    return [name for name in changed if not _is_free(name)]
+
+
+def _is_free(name: str) -> bool:
+    return f"{name}.".startswith(tuple(f"{field}." for field in RESUME_MAY_CHANGE))
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Tree:

@@ -12,7 +12,6 @@ from torch import nn
 
 from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
-from data.index import DatasetIndex
 from engine.build import build_model, open_shards
 from engine.cli import Launch
 from engine.folder import RunFolder
@@ -29,14 +28,14 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     assert recipe.data.val is not None
     target = RunFolder(arguments.output or source.root)
     _check_target(target, source)
-    num_classes, state = find_weights(arguments.run)
+    classes, state = find_weights(arguments.run)
     field = "data.val" if arguments.data is None else "--data"
-    open_shards(recipe.data.val, field=field, num_classes=num_classes)
+    open_shards(recipe.data.val, field=field, classes=classes)
     env = open_environment(
         launch.backend, precision="float32", world_size=launch.world_size, num_devices=launch.num_devices
     )
     try:
-        model = build_model(recipe, env, num_classes=num_classes, layout=None)
+        model = build_model(recipe, env, num_classes=len(classes), layout=None)
         _load(model, state, arguments.run)
         target.create()
         log = RunLog(target.log if env.rank == 0 else None)
@@ -46,17 +45,12 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         results = []
         for entry in recipe.evals:
             results.append(evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size))
-            store_result(target, log, result_name(entry.name, arguments.data, evaluator.index), results[-1])
+            store_result(target, log, entry.name, results[-1])
         if env.rank == 0:
             print(table(results), file=sys.stdout)
     finally:
         env.close()
     return {"exit_code": 0, "results": results}
-
-
-def result_name(name: str, data: Path | None, index: DatasetIndex) -> str:
-    """Under which name a result is kept: other shards than the recipe's must not take the place of its results."""
-    return name if data is None else f"{name}@{index.description.dataset}-{index.dataset_id[:8]}"
 
 
 def _source(path: Path) -> RunFolder:
@@ -80,8 +74,8 @@ def _check_target(target: RunFolder, source: RunFolder) -> None:
         raise ValueError(f"output folder {target.root} holds {kind}; choose another --output")
 
 
-def find_weights(path: Path) -> tuple[int, dict[str, Any]]:
-    """Number of classes and state: of a run's newest usable checkpoint, or of the checkpoint file given."""
+def find_weights(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Class names and state: of a run's newest usable checkpoint, or of the checkpoint file given."""
     if path.suffix == ".pt":
         checkpoint, state = read_meta(path), load_checkpoint(path)
     else:
@@ -92,10 +86,10 @@ def find_weights(path: Path) -> tuple[int, dict[str, Any]]:
         for line in passed_over if os.environ.get("RANK", "0") == "0" else []:
             print(f"passed over: {line}", file=sys.stderr)
     try:
-        return int(checkpoint.facts["num_classes"]), state
+        return list(checkpoint.facts["classes"]), state
     except (KeyError, TypeError):
         raise ValueError(
-            f"{checkpoint.path.with_suffix('.json')} does not name num_classes; use an earlier checkpoint"
+            f"{checkpoint.path.with_suffix('.json')} does not name the classes; use an earlier checkpoint"
         ) from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bits.checkpoint import list_checkpoints
 from bits.environment import Environment, open_environment
 from data.index import DatasetIndex
-from engine.build import augment_settings, batch_layout, build_state, mix_settings, open_shards
+from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings, open_shards
 from engine.cli import Launch
 from engine.failure import EXIT_USER_ERROR
 from engine.folder import RunFolder
@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Trains, or goes on, or (finished already) only evaluates what is missing."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
+        check_model(recipe)
         if os.environ.get("RANK", "0") == "0":
             print(f"{recipe.resolved_yaml()}# hash: {recipe.hash}")
         return {"recipe": recipe.hash}
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     checkpoint = check_resume(folder, recipe, arguments.resume)
     index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
     if recipe.data.val is not None:
-        open_shards(recipe.data.val, field="data.val", num_classes=len(index.classes))
+        open_shards(recipe.data.val, field="data.val", classes=index.classes)
     env = open_environment(
         launch.backend,
         precision=recipe.run.precision,

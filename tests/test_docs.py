@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-from engine.cli import MODULES, make_parser, validate
+from engine.cli import LAUNCHER_FLAGS, MODULES, make_parser, validate
 from engine.launch import PACKAGES, launcher_flags
 from engine.ledger_file import SCHEMA, Verdict
 from engine.mistake import known_fields
@@ -107,6 +107,7 @@ def test_make_targets_exist() -> None:
 def test_the_flags_of_every_verb_are_documented() -> None:
     parser = make_parser("launch_gpu.py")
     (verbs,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    assert {program: set(f) for program, f in LAUNCHER_FLAGS.items()} == {p: set(f) for p, f in FLAGS.items()}
     everything = "".join(map(text, DOCUMENTS))
     flags = {f for verb in verbs.choices.values() for a in verb._actions for f in a.option_strings}
     flags |= {flag for known in FLAGS.values() for flag in known}
@@ -219,7 +220,11 @@ def test_the_tree_names_files_that_exist() -> None:
 
 
 def test_the_tree_names_every_file_of_the_packages() -> None:
-    found = {os.path.relpath(path, ROOT) for package in PACKAGES for path in (ROOT / package).glob("**/*.py")}
+    found = {
+        os.path.relpath(path, ROOT)
+        for package in (*PACKAGES, "benchmarks")
+        for path in (ROOT / package).glob("**/*.py")
+    }
     found |= {path.name for path in ROOT.glob("*.py")}
     assert not sorted(found - tree())
 

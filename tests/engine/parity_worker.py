@@ -5,7 +5,7 @@
 MODE `record`: trains freely and writes to TRACE the state before each step and what came out of it.
 MODE `follow`: at each step starts from the recorded state and compares.
 MODE `free`: trains freely from the recorded start and writes the distance of its weights to the recorded ones.
-MODE `permute`: as `free`, with pairs of samples of each global batch in another order within their ghost group.
+MODE `permute`: as `free`, with each process's batch in another order; the distance is to this program's `free` run.
 OUT gets JSON: for each mode a list with an entry per step.
 """
 
@@ -56,9 +56,13 @@ def flat_weights(loop: Loop) -> torch.Tensor:
 
 
 def permuted(batch: Batch, group: int) -> Batch:
-    """Pairs (2i, 2i+1) reversed within each group: the same statistics and partners, another order of sums."""
+    """Ghost groups, pairs within a group and the two of a pair in another order: the same statistics, partners and
+    draws, other orders of summation."""
+    generator = torch.Generator().manual_seed(int(batch.key[0]))
     count = batch.image.shape[0]
-    order = torch.arange(count).reshape(-1, group // 2, 2).flip(1).reshape(-1)
+    order = torch.arange(count).reshape(-1, group // 2, 2)
+    order = order[torch.randperm(order.shape[0], generator=generator)]
+    order = order[:, torch.randperm(order.shape[1], generator=generator)].flip(2).reshape(-1)
     return Batch(*(tensor[order] for tensor in batch))
 
 
@@ -114,7 +118,14 @@ def main() -> None:
         settings=step_settings(loop.recipe, len(loop.index.classes)),
         meters=loop.meters,
     )
-    results = {mode: run(loop, step, mode, Path(trace)) for mode in modes.split(",")}
+    results, free = {}, flat_weights(loop)
+    for mode in modes.split(","):
+        results[mode] = run(loop, step, mode, Path(trace))
+        if mode in ("record", "free"):
+            free = flat_weights(loop)
+        if mode == "permute":
+            distance = float((flat_weights(loop) - free).norm() / free.norm())
+            results[mode][-1]["distance"] = distance
     if env.rank == 0:
         Path(out).write_text(json.dumps(results))
     env.close()

@@ -189,10 +189,21 @@ def test_member_that_is_no_image(world: Path, refused: Refusal, capfd: pytest.Ca
 def test_two_datasets_of_different_classes(world: Path, refused: Refusal) -> None:
     shutil.rmtree(world / "shards" / "val")
     make(write_folder(world / "five", num_classes=5), world / "shards" / "val", split="val")
-    says = r"data\.val .* has 5 classes and data\.num_classes is 4"
+    says = r"data\.val .* has 5 classes and the training shards have 4; the model would be misjudged"
     refused("train", world / "recipe.yaml", "--output", world / "new", says=says)
     refused("eval", world / "run", says=r"data\.val .* has 5 classes")
     refused("eval", world / "run", "--data", world / "shards" / "val", says=r"--data .* has 5 classes")
+
+
+def test_classes_of_other_names(world: Path, refused: Refusal) -> None:
+    """As many classes, but label 2 means another thing: a wrong accuracy without this."""
+    folder = write_folder(world / "renamed")
+    last = sorted(child.name for child in folder.iterdir())[-1]
+    (folder / last).rename(folder / "zz")
+    make(folder, world / "shards" / "renamed", split="val")
+    says = rf"has class 'zz' as number 3, the training shards have '{last}' there"
+    refused("eval", world / "run", "--data", world / "shards" / "renamed", says=says)
+    refused("train", world / "recipe.yaml", f"data.val={world}/shards/renamed", "--output", world / "new", says=says)
 
 
 def test_no_shards_there(world: Path, refused: Refusal) -> None:
@@ -449,7 +460,7 @@ def test_checkpoint_of_another_model(world: Path, refused: Refusal) -> None:
 def test_facts_of_a_checkpoint_rewritten(world: Path, refused: Refusal, facts: object) -> None:
     for path in (world / "run" / "checkpoints").glob("*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "facts": facts}))
-    says = r"step-00000006\.json does not name num_classes; use an earlier|not the JSON of a checkpoint"
+    says = r"step-00000006\.json does not name the classes; use an earlier|not the JSON of a checkpoint"
     refused("eval", world / "run", says=says)
     refused("train", world / "recipe.yaml", "--output", world / "run", says="checkpoint")
 

@@ -174,6 +174,7 @@ def evaluator(env: Environment, digits: Path, images: tuple[Tensor, Tensor], tmp
         num_workers=0,
         seed=7,
         ledger=tmp_path / "ledger",
+        recipe="0" * 16,
     )
 
 
