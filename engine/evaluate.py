@@ -57,7 +57,9 @@ class Evaluator:
             self.env.barrier()  # every writer's file exists before anyone reads what is done
             left = self._left(keys, identity, components)
             self.env.barrier()  # nobody writes before everyone has read: ranks must agree on what is left
-            self._judge(entry, left, batch_size, partial(self._write, writer, identity, components))
+            steps = entry.steps if isinstance(entry, AttackEval) else 0
+            write = partial(self._write, writer, identity, components, steps)
+            self._judge(entry, left, batch_size, write)
             self.env.flush()
         self.env.barrier()
         return self._result(entry, identity, description, components, len(keys))
@@ -141,6 +143,7 @@ class Evaluator:
         writer: LedgerWriter,
         identity: str,
         components: Sequence[str],
+        steps: int,
         batch: Batch,
         verdicts: dict[str, Tensor],
     ) -> None:
@@ -168,6 +171,8 @@ class Evaluator:
                         top5=bool(top5),
                         margin=margin,
                         broken_by=component if broken else None,
+                        step=steps if broken else None,  # PGD judges its last iterate
+                        queries=None if component == CLEAN else steps,
                     )
                 )
         writer.write(rows)
