@@ -6,6 +6,7 @@ wrapper would not cover.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -38,6 +39,20 @@ def open_environment(
     return AcceleratedEnvironment(backend, precision=precision, deterministic=deterministic)
 
 
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Gloo greets from C++ on stdout, one line a rank, which belongs to results: sent to nowhere meanwhile."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class AcceleratedEnvironment:
     """`bits.environment.Environment` for cpu (gloo) and cuda (nccl)."""
 
@@ -47,7 +62,8 @@ class AcceleratedEnvironment:
     def __init__(self, backend: str, *, precision: Precision, deterministic: bool) -> None:
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self._wrapped: dict[nn.Module, nn.Module] = {}
-        self._accelerator = Accelerator(cpu=backend == "cpu", kwargs_handlers=[ddp])
+        with _quiet_stdout():
+            self._accelerator = Accelerator(cpu=backend == "cpu", kwargs_handlers=[ddp])
         self.backend = backend
         self.precision = precision
         self.rank = self._accelerator.process_index

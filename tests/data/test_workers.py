@@ -38,7 +38,11 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("raise RuntimeError('a bug')", 1), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("pass", 0)],
+    [
+        ("raise RuntimeError('a bug')", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("pass", 0),
+    ],
     ids=["crash", "kill-9", "end"],
 )
 def test_no_worker_outlives_its_parent(digits: Path, tmp_path: Path, ending: str, code: int) -> None:
@@ -63,11 +67,14 @@ def test_no_worker_outlives_its_parent(digits: Path, tmp_path: Path, ending: str
 def test_workers_are_deaf_to_a_clusters_sigterm(digits: Path, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     root = str(Path(__file__).parents[2])
-    ending = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.killpg(0, signal.SIGTERM); print(len(list(loader)))"
-    )
+    ending = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.killpg(0, signal.SIGTERM); print(len(list(loader)))"
     script.write_text(PROGRAM.format(root=root, shards=str(digits / "val"), ending=ending))
     done = subprocess.run(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=60, start_new_session=True, check=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=True,
     )
     assert done.stdout.splitlines()[1] == str(-(-359 // 8) - 1), os.linesep.join(done.stdout.splitlines())

@@ -203,7 +203,14 @@ def test_classes_of_other_names(world: Path, refused: Refusal) -> None:
     make(folder, world / "shards" / "renamed", split="val")
     says = rf"has class 'zz' as number 3, the training shards have '{last}' there"
     refused("eval", world / "run", "--data", world / "shards" / "renamed", says=says)
-    refused("train", world / "recipe.yaml", f"data.val={world}/shards/renamed", "--output", world / "new", says=says)
+    refused(
+        "train",
+        world / "recipe.yaml",
+        f"data.val={world}/shards/renamed",
+        "--output",
+        world / "new",
+        says=says,
+    )
 
 
 def test_no_shards_there(world: Path, refused: Refusal) -> None:
