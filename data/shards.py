@@ -84,7 +84,7 @@ def _check_settings(
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"{dst} is a file; give a folder that does not exist yet")
     if dst.exists() and any(dst.iterdir()) and not overwrite:
-        raise ValueError(f"{dst} is not empty; choose another folder or allow overwriting it")
+        raise ValueError(f"{dst} is not empty; choose another folder, or remove this one first")
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def _check_name(name: str) -> None:
         return
     known = list_models()
     near = difflib.get_close_matches(get_arch_name(name), known, n=3, cutoff=0.5)
-    remedy = f"nearest: {', '.join(near)}" if near else "`list models` prints them all"
+    remedy = f"nearest: {', '.join(near)}" if near else "small_cnn, small_vit, or one of timm's names"
     raise ValueError(f"unknown model {name!r}; it must be one of {len(known)} known names; {remedy}")
 
 

@@ -83,7 +83,7 @@ def test_norm_stats_is_applied() -> None:
         ("resnet5", {}, r"unknown model 'resnet5'.*nearest: resnet5\d"),
         ("small_cn", {}, r"nearest: small_cnn"),
         ("hf-hub:timm/resnet18.a1_in1k", {}, r"unknown model 'hf-hub:timm/resnet18.a1_in1k'"),
-        ("qqqqqqqqqq", {}, r"`list models` prints them all"),
+        ("qqqqqqqqqq", {}, r"small_cnn, small_vit, or one of timm"),
         ("resnet18.nonsense", {}, r"refuses .*nonsense"),
         ("vgg11", {"drop_path": 0.1}, r"no setting 'drop_path' \(given 0.1\)"),
         ("resnet18", {"colour": 1}, r"no setting 'colour' \(given 1\)"),
