@@ -122,7 +122,7 @@ def main() -> None:
         "`loss` and `update`: each step starts from the state of cpu x1; absolute difference of the loss, relative L2",
         "difference of the update. `free`: distance of the weights after 50 free steps to those of cpu x1, relative.",
         "`permuted`: the same backend against itself with each batch in another order. Bounds in the tests: loss 1e-5,",
-        "update 1e-3, free below 5 times permuted.",
+        "update 1e-3, free below 5 times permuted (the larger of this layout's and cpu x1's).",
         "",
         *markdown_table(header, cells),
         "",

@@ -46,7 +46,8 @@ class Bench:
         self.folder, self.environment = folder, environment
         (folder / "trace").mkdir(parents=True)
         (folder / "recipe.yaml").write_text(RECIPE.format(train=train, **settings))
-        self.reference = self.run("record", "cpu")["record"]
+        both = self.run("record,permute", "cpu")
+        self.reference, self.permuted = both["record"], both["permute"][-1]["distance"]
 
     def run(
         self, modes: str, backend: str, world: int = 1, devices: int = 1
@@ -97,5 +98,6 @@ def test_steps_equal_the_reference_and_drift_stays_small(
         assert found["keys"] == wanted["keys"], f"step {number}: other keys, seeds or draws"
         assert abs(found["loss"] - wanted["loss"]) <= 1e-5, f"step {number}: {found['loss']} {wanted['loss']}"
         assert found["update_error"] <= 1e-3, f"step {number}: update off by {found['update_error']}"
-    free, permuted = results["free"][-1]["distance"], results["permute"][-1]["distance"]
+    # Of the two programs the one that rounding moves more: how far errors grow is a matter of luck as well.
+    free, permuted = results["free"][-1]["distance"], max(results["permute"][-1]["distance"], bench.permuted)
     assert free < 5 * permuted, f"the free run drifts by {free}, under a permuted batch by {permuted}"
