@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.cli import Launch, validate
 from engine.cli import main as run_verb
 from engine.failure import guarded
-from engine.launch import check_packages, hush, is_worker, launcher_flags, run_copies
+from engine.launch import check_packages, follow_launcher, hush, is_worker, launcher_flags, run_copies
 
 PROGRAM = "launch_gpu.py"
 
@@ -38,6 +38,7 @@ def launch(argv: list[str]) -> int:
                 f"--num-processes {num_processes}: shards runs in one process; use its --workers N"
             )
         return run_copies([__file__, *argv], num_processes)
+    follow_launcher()
     # Under an outside launcher the number of processes is that launcher's to say.
     world_size = None if is_worker() and num_processes == 1 else num_processes
     return run_verb(

@@ -62,7 +62,8 @@ class Environment(Protocol):
         """Concatenation over processes along axis 0, in rank order; shapes must be equal."""
 
     def agree(self, value: int) -> int:
-        """Largest `value` over processes. Host read: only at report boundaries."""
+        """Largest `value` over processes. Host read: at report boundaries, and between the batches of an
+        evaluation."""
 
     def cut(self) -> None:
         """Ends the lazy graph (nothing to do where operations run at once)."""

@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+LAUNCHER = "ROBUST_BITS_LAUNCHER"  # process id of the launcher that a rank must not outlive
 GRACE_S = 60.0  # after one process stopped with its state saved, the others get this long to end as well
 FATAL_GRACE_S = 1.0  # after one failed, which leaves the others waiting for it for ever
 
@@ -35,10 +37,11 @@ def _run(command: Sequence[str], num_processes: int, error_claim: Path) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
             if child.poll() is None:
-                child.send_signal(number)
+                child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     # Before the first child: one in a session of its own would outlive a launcher that a signal ends here.
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {number: signal.signal(number, forward) for number in numbers}
     try:
         for rank_environment in _environments(num_processes, error_claim):
             # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once.
@@ -56,6 +59,7 @@ def _environments(num_processes: int, error_claim: Path) -> list[dict[str, str]]
         "LOCAL_WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
+        LAUNCHER: str(os.getpid()),
         "ROBUST_BITS_ERROR_CLAIM": str(error_claim),  # who makes this file prints the error: one line, not N
     }
     # As many threads as cores in every process would fight each other for the cores.
@@ -77,7 +81,10 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
             # 75 is agreed between ranks: the others save their state and end as well.
             deadline = time.monotonic() + (GRACE_S if failed[0] == 75 else FATAL_GRACE_S)
         if deadline is not None and time.monotonic() > deadline:
+            is_saving = children[0].poll() is None  # rank 0 writes the state
             _end(children)
+            if failed[0] == 75 and is_saving:
+                return 1  # 75 would promise that it was saved
             break
         time.sleep(0.05)
     return _shell_code(2 if 2 in failed else (failed or [0])[0])
@@ -92,6 +99,19 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _shell_code(code: int) -> int:
     return code if code >= 0 else 128 - code
+
+
+def follow_launcher() -> None:
+    """In a rank that `run_processes` started: asks this process to stop, as SIGTERM does, once its launcher is gone."""
+    launcher = int(os.environ.get(LAUNCHER, "0"))
+    if launcher:
+        threading.Thread(target=_stop_without, args=(launcher,), daemon=True).start()
+
+
+def _stop_without(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ The prediction that counts is float32, by the model as it is, in eval mode. An i
 its ledger: images that have their rows are not judged again.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,11 +57,13 @@ class Evaluator:
             writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
             self.env.barrier()  # every writer's file exists before anyone reads what is done
             left = self._left(keys, identity, components)
-            self.env.barrier()  # nobody writes before everyone has read: ranks must agree on what is left
+            self._agree_on(identity, left)  # nobody writes before everyone has read
             steps = entry.steps if isinstance(entry, AttackEval) else 0
             write = partial(self._write, writer, identity, components, steps)
-            self._judge(entry, left, batch_size, write)
-            self.env.flush()
+            try:
+                self._judge(entry, left, batch_size, write)
+            finally:
+                self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
         return self._result(entry, identity, description, components, len(keys))
 
@@ -88,11 +91,21 @@ class Evaluator:
         return np.sort(permutation(total, seed=0, epoch=0)[: entry.num_images])
 
     def _left(self, keys: np.ndarray, identity: str, components: Sequence[str]) -> np.ndarray:
-        book = read_ledger(self.ledger)
+        book = read_ledger(self.ledger, identity)
         done = set(keys.tolist())
         for component in components:
             done &= set(book.done(identity, component).tolist())
         return np.array([key for key in keys.tolist() if key not in done], dtype=np.int64)
+
+    def _agree_on(self, identity: str, left: np.ndarray) -> None:
+        """ValueError when ranks differ in what there is to do: they would wait for each other for ever."""
+        text = identity.encode() + left.tobytes()
+        work = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+        if self.env.agree(work) != -self.env.agree(-work):
+            raise ValueError(
+                f"processes found different weights or ledgers ({self.ledger} on rank {self.env.rank}); the run folder "
+                "must be on a disk that all of them see"
+            )
 
     def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, batch_size: int, write: Any) -> None:
         replicas = self.env.world_size * self.env.num_devices
@@ -185,10 +198,14 @@ class Evaluator:
         components: Sequence[str],
         num_images: int,
     ) -> dict[str, Any]:
-        summary = read_ledger(self.ledger).summary(identity)
+        summary = read_ledger(self.ledger, identity).summary(identity)
         for component in components:
             found = summary["components"][component]["num_images"]
-            assert found == num_images, f"{component}: {found} of {num_images} images in the ledger"
+            if found != num_images:
+                raise ValueError(
+                    f"{self.ledger} has {found} of {num_images} images for {component}; do all processes write to "
+                    "one disk? start again, it goes on from what is there"
+                )
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
         return {
             "name": entry.name,

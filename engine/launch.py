@@ -1,15 +1,24 @@
 """What both launchers check before anything heavy is imported, and how they read their own flags."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 
-from bits.processes import is_worker, run_processes
+from bits.processes import follow_launcher, is_worker, run_processes
 
-__all__ = ["check_packages", "check_torch_xla", "hush", "is_worker", "launcher_flags", "run_copies"]
+__all__ = [
+    "check_packages",
+    "check_torch_xla",
+    "follow_launcher",
+    "hush",
+    "is_worker",
+    "launcher_flags",
+    "run_copies",
+]
 
 PACKAGES = ("bits", "data", "models", "robust", "engine")
 Flag = bool | int
@@ -76,6 +85,8 @@ def run_copies(script: Sequence[str], num_processes: int) -> int:
 
 def hush() -> None:
     """No warning of a library may bury the one line that a user needs."""
+    # torch's C++ warnings go past Python's filters; read when torch is loaded, which is after this.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         logging.getLogger("torch_xla").setLevel(logging.ERROR)

@@ -62,7 +62,7 @@ class Summary(Counts):
 class Ledger:
     """What all files of a folder said when they were read; see read_ledger."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, evaluation_id: str | None = None) -> None:
         self.folder = Path(folder)
         self._db = sqlite3.connect("file::memory:", uri=True, isolation_level=None, check_same_thread=False)
         self.close = weakref.finalize(self, self._db.close)
@@ -70,7 +70,7 @@ class Ledger:
             self._db.execute(statement)
         for path in sorted(self.folder.glob("rank-*.sqlite")):
             with one_line_errors(path):
-                _merge(self._db, path)
+                _merge(self._db, path, evaluation_id)
 
     def evaluations(self) -> dict[str, dict[str, object]]:
         """What each described evaluation id stands for."""
@@ -110,13 +110,15 @@ class Ledger:
         return Summary(num_rows=num_rows, components=parts, **_counts(*total))
 
 
-def read_ledger(folder: str | Path) -> Ledger:
+def read_ledger(folder: str | Path, evaluation_id: str | None = None) -> Ledger:
     """The merged ledger of `folder`, empty where there is none yet; LedgerConflict when two files contradict.
+
+    With `evaluation_id` only that evaluation is read: a long run's ledger holds one for every few epochs.
 
     Changes no file. On resuming read it on every rank before the first one writes (a barrier), or ranks would
     differ in what they take for done.
     """
-    return Ledger(folder)
+    return Ledger(folder, evaluation_id)
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -147,11 +149,11 @@ def _from_row(row: tuple[object, ...]) -> Verdict:
     return found._replace(correct=bool(found.correct), top5=bool(found.top5), margin=margin)
 
 
-def _merge(db: sqlite3.Connection, path: Path) -> None:
+def _merge(db: sqlite3.Connection, path: Path, only: str | None) -> None:
     """Adds the rows of one file, opened read-only. To roll back a journal is left to the file's own writer: a
     reader on another machine cannot tell a dead one from a live one. Such a file is read through a copy."""
     try:
-        _merge_from(db, path, f"{path.absolute().as_uri()}?mode=ro")
+        _merge_from(db, path, f"{path.absolute().as_uri()}?mode=ro", only)
     except sqlite3.OperationalError:
         journal = path.with_name(f"{path.name}-journal")
         if not journal.exists() or journal.stat().st_size == 0:
@@ -160,17 +162,19 @@ def _merge(db: sqlite3.Connection, path: Path) -> None:
             copy = Path(folder) / path.name
             shutil.copyfile(journal, copy.with_name(journal.name))
             shutil.copyfile(path, copy)
-            _merge_from(db, path, copy.as_uri())
+            _merge_from(db, path, copy.as_uri(), only)
 
 
-def _merge_from(db: sqlite3.Connection, path: Path, uri: str) -> None:
+def _merge_from(db: sqlite3.Connection, path: Path, uri: str, only: str | None) -> None:
+    # The primary key begins with the evaluation, so one of many is found without reading the others.
+    which, values = ("", ()) if only is None else (" WHERE evaluation = ?", (only,))
     db.execute("ATTACH ? AS part", (uri,))
     try:
         db.execute("BEGIN")  # one snapshot for check and copy, should its writer be at work
         if has_tables(db, "part", path):
             _refuse_conflicts(db, path)
             db.execute("INSERT OR IGNORE INTO main.evaluation SELECT * FROM part.evaluation")
-            db.execute("INSERT OR IGNORE INTO main.verdict SELECT * FROM part.verdict")
+            db.execute(f"INSERT OR IGNORE INTO main.verdict SELECT * FROM part.verdict{which}", values)
         db.execute("COMMIT")
     finally:
         if db.in_transaction:

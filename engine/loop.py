@@ -133,22 +133,27 @@ class Loop:
         if self._ends_epoch():
             self._evaluate_epoch()
         if due and self.env.agree(int(self.stop.asked)):
-            self.env.flush()
-            self.save()
+            self._save_and_wait()
             raise Stopped
 
     def _evaluate_epoch(self) -> None:
         try:
             self.evaluate(self._epochs_done(self.state.step))
         except Stopped:
-            self.save()
+            self._save_and_wait()
             raise
+
+    def _save_and_wait(self) -> None:
+        """Saves, and holds the other ranks until rank 0 has: launchers end a job soon after its first exit."""
+        self.save()
+        self.env.barrier()
 
     def _report(self) -> None:
         """The only place between updates where values travel to the host, and they do so later."""
         lap = self._clock.lap()
         # Ranks must agree on the next report, or one would wait for the other in `agree`.
-        step_us = self.env.agree(int(lap.total_per_step_s * 1e6))
+        update_s = lap.total_per_step_s * self.recipe.optim.accumulate
+        step_us = self.env.agree(int(update_s * 1e6))
         self._next_report = self.state.step + steps_until_report(step_us / 1e6, self.recipe.run.report_every)
         totals = self.env.reduce(self.meters.snapshot())
         self.meters.reset_()
@@ -180,7 +185,8 @@ class Loop:
         return self.state.step % every == 0 if every else self._ends_epoch()
 
     def _ends_epoch(self) -> bool:
-        return self._epochs_done(self.state.step) > self._epochs_done(self.state.step - 1)
+        step = self.state.step
+        return step > 0 and self._epochs_done(step) > self._epochs_done(step - 1)
 
     def _epochs_done(self, step: int) -> int:
         return int(
@@ -236,5 +242,7 @@ class Loop:
         self.state.load_state_dict(state)
         self.env.cut()
         self._next_report = self.state.step + 1
-        self._saved_step = self.state.step
+        # A state from another run's folder is not this folder's yet.
+        is_own = self.folder.checkpoints in (source, source.parent)
+        self._saved_step = self.state.step if is_own else -1
         return True

@@ -14,11 +14,13 @@ from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
 from engine.build import build_model, open_shards
 from engine.cli import Launch
+from engine.evaluate import Evaluator
 from engine.folder import RunFolder
 from engine.log import RunLog
 from engine.measure import make_evaluator, store_result, table
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
+from engine.stop import EXIT_STOPPED, Stopped, StopRequest
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -42,15 +44,26 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         evaluator = replace(
             make_evaluator(env, recipe, target.ledger, model), recipe=source.read_recipe().hash
         )
-        results = []
+        results = _evaluate(evaluator, recipe, target, log)
+    except Stopped:
+        log.say("stopped; what was judged is in the ledger, the same command goes on from there")
+        return {"exit_code": EXIT_STOPPED}
+    finally:
+        env.close()
+    if env.rank == 0:
+        print(table(results), file=sys.stdout)
+    return {"exit_code": 0, "results": results}
+
+
+def _evaluate(evaluator: Evaluator, recipe: Recipe, target: RunFolder, log: RunLog) -> list[dict[str, Any]]:
+    """Results in the order of the recipe's entries; raises Stopped between two batches after a signal."""
+    results = []
+    with StopRequest() as stop:
+        evaluator = replace(evaluator, stop_asked=lambda: stop.asked)
         for entry in recipe.evals:
             results.append(evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size))
             store_result(target, log, entry.name, results[-1])
-        if env.rank == 0:
-            print(table(results), file=sys.stdout)
-    finally:
-        env.close()
-    return {"exit_code": 0, "results": results}
+    return results
 
 
 def _source(path: Path) -> RunFolder:

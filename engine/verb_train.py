@@ -13,7 +13,7 @@ from engine.build import augment_settings, batch_layout, build_state, check_mode
 from engine.cli import Launch
 from engine.failure import EXIT_USER_ERROR
 from engine.folder import RunFolder
-from engine.log import RunLog
+from engine.log import RunLog, read_log
 from engine.loop import Loop
 from engine.measure import measure
 from engine.recipe import Recipe, load_recipe, resume_diff
@@ -74,11 +74,21 @@ def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
         )
     _check_same(RunFolder(root), recipe)
     if folder.root.exists() and any(folder.root.iterdir()) and not folder.root.samefile(root):
+        if _started_from(folder, found):
+            # The same command once more: the new run has come as far as the one it started from, or further.
+            _check_same(folder, recipe)
+            return folder.checkpoints
         raise ValueError(
             f"output folder {folder.root} is not empty and --resume {path} is another run; "
             "choose a new --output"
         )
     return found
+
+
+def _started_from(folder: RunFolder, source: Path) -> bool:
+    if not folder.recipe.is_file() or not list_checkpoints(folder.checkpoints) or not folder.log.is_file():
+        return False
+    return any(entry.get("source") == str(source.resolve()) for entry in read_log(folder.log))
 
 
 def _check_same(folder: RunFolder, recipe: Recipe) -> None:
@@ -95,6 +105,11 @@ def train(
 ) -> dict[str, Any]:
     """The run itself, in an open environment. Nothing is written before all that can be refused is."""
     layout = batch_layout(recipe.run.batch_size, env)
+    if recipe.mixes and layout.per_process % 2:
+        raise ValueError(
+            f"run.batch_size {recipe.run.batch_size} gives each of {env.world_size} processes {layout.per_process} "
+            f"images, and mixing pairs neighbours; try {2 * env.world_size * (layout.per_process // 2 + 1)}"
+        )
     state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
     log = RunLog(folder.log if env.rank == 0 else None)
     with StopRequest() as stop:
@@ -113,10 +128,15 @@ def train(
         for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself
             augment_settings(recipe, epoch), mix_settings(recipe, epoch)
         resumed = checkpoint is not None and _resume(loop, checkpoint)
+        _check_same_step(env, state.step)
         folder.create()
+        if resumed:
+            loop.save()  # of a start from another run, or a kill before the first checkpoint would lose it
         if env.rank == 0:
             folder.write_start(recipe, env)
-        log.write("start", resumed=resumed, step=state.step, recipe=recipe.hash, backend=env.backend)
+        source = str(checkpoint.resolve()) if resumed and checkpoint is not None else None
+        facts = {"recipe": recipe.hash, "backend": env.backend, "source": source}
+        log.write("start", resumed=resumed, step=state.step, **facts)
         started = f"resumed at step {state.step}" if resumed else "started"
         log.say(f"{started}: {folder.root} ({env.backend})")
         try:
@@ -141,6 +161,14 @@ def _run_loop(loop: Loop) -> dict[str, Any]:
         "output": str(loop.folder.root),
         "results": results,
     }
+
+
+def _check_same_step(env: Environment, step: int) -> None:
+    if env.agree(step) != -env.agree(-step):
+        raise ValueError(
+            f"processes found different checkpoints (rank {env.rank}: step {step}); the run folder must be on a disk "
+            "that all of them see"
+        )
 
 
 def _check_length(loop: Loop) -> None:

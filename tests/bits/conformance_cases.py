@@ -177,6 +177,24 @@ def case_gradient_is_the_mean_over_the_global_batch(env: Environment, folder: Pa
         assert torch.allclose(host(env, parameter.grad), expected[name], rtol=1e-5, atol=1e-7), name
 
 
+def case_wrap_leaves_the_plain_module_alone(env: Environment, folder: Path) -> None:
+    """test_conformance.py sets ACCELERATE_MIXED_PRECISION=bf16: verdicts would be bf16 in the name of float32."""
+    model = tiny(env)
+    image = fed(env, images())
+    before = host(env, model(image))
+    env.wrap(model)
+    after = host(env, model(image))
+    assert after.dtype == torch.float32 and torch.equal(before, after), (after - before).abs().max()
+
+
+def case_constant_buffers_stay(env: Environment, folder: Path) -> None:
+    model = tiny(env)
+    model.register_buffer("mean", torch.tensor([0.485, 0.1, 0.3]).to(env.device))
+    optimizer = SGD(model.parameters(), momentum=0.0, nesterov=False, weight_decay=0.0)
+    one_step(env, model, env.wrap(model), optimizer, seed=0)
+    assert torch.equal(host(env, model.mean), torch.tensor([0.485, 0.1, 0.3]))
+
+
 def case_accumulation_equals_one_batch(env: Environment, folder: Path) -> None:
     model = tiny(env)
     twin = copy_on_cpu(env, model)

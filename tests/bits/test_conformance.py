@@ -30,6 +30,9 @@ def run_layout(layout: tuple[str, int, int], folder: Path) -> dict[str, list[str
     folder.mkdir(parents=True)
     shared = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    shared |= {
+        "ACCELERATE_MIXED_PRECISION": "bf16"
+    }  # as `accelerate launch --mixed_precision bf16` leaves it
     command = [sys.executable, str(PROGRAM), backend, str(world), str(devices), str(folder)]
     children = []
     for rank in range(world):

@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,6 +212,31 @@ def test_classes_of_other_names(world: Path, refused: Refusal) -> None:
         world / "new",
         says=says,
     )
+
+
+def test_resume_from_another_run_keeps_its_start(world: Path) -> None:
+    """A kill before the new run's first own checkpoint must not lose what it started from."""
+    words = [
+        "train",
+        str(world / "recipe.yaml"),
+        "--resume",
+        str(world / "run"),
+        "--output",
+        str(world / "new"),
+    ]
+    for _ in range(2):  # the same command once more goes on from the new run
+        assert main(words, CPU, program="p") == 0
+        assert [path.name for path in (world / "new" / "checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+
+
+def test_odd_batch_per_process_with_mixing(world: Path, launch: Any) -> None:
+    words = ("objective.mixup=0.2", "run.batch_size=6", "--output", world / "new")
+    done = launch("gpu", "--cpu", "--num-processes", 2, "train", world / "recipe.yaml", *words)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: run\.batch_size 6 gives each of 2 processes 3 images, .*; try 8\n", done.stderr
+    )
+    assert not (world / "new").exists()
 
 
 def test_no_shards_there(world: Path, refused: Refusal) -> None:

@@ -3,8 +3,9 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import yaml
 from torch import Tensor, nn
 
 from bits.environment import Environment, open_environment
+from bits.later import LaterQueue
 from bits.noise import noise
+from data.batch import Batch
 from data.index import load_index
 from data.loader import eval_loader
 from data.order import hash64
@@ -26,6 +29,7 @@ from engine.evaluate import Evaluator
 from engine.fields import AttackEval, SuiteEval
 from engine.ledger import LedgerWriter, Verdict, read_ledger
 from engine.step import ATTACK_STREAM
+from engine.stop import Stopped
 from engine.verdict import weights_hash
 from robust.pgd import pgd
 
@@ -274,6 +278,33 @@ def test_interrupted_goes_on_and_judges_nothing_twice(
     model.batches.clear()
     assert evaluator.run(entry, batch_size=50) == whole
     assert model.batches == [], "a finished evaluation asks the model nothing"
+
+
+def test_what_still_waits_is_written_when_a_bad_sample_ends_the_loop(
+    evaluator: Evaluator, env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On cuda and XLA a report stays in flight (`later` of depth 1), and the ledger is closed behind the error."""
+
+    def broken(*arguments: Any, **settings: Any) -> Iterator[Batch]:
+        yield from islice(eval_loader(*arguments, **settings), 2)
+        raise ValueError("shard 0, key 7/12: cut")
+
+    monkeypatch.setattr(env, "_later", LaterQueue(depth=1))
+    monkeypatch.setattr("engine.evaluate.eval_loader", broken)
+    with pytest.raises(ValueError, match="key 7/12: cut"):
+        evaluator.run(CLEAN, batch_size=50)
+    env.flush()
+    (identity,) = read_ledger(evaluator.ledger).evaluations()
+    assert len(read_ledger(evaluator.ledger).done(identity, "clean")) == 100
+
+
+def test_a_stop_request_ends_it_between_two_batches(evaluator: Evaluator) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        replace(evaluator, stop_asked=lambda: next(asked)).run(CLEAN, batch_size=50)
+    (identity,) = read_ledger(evaluator.ledger).evaluations()
+    assert len(read_ledger(evaluator.ledger).done(identity, "clean")) == 150
+    assert evaluator.run(CLEAN, batch_size=50)["num_images"] == NUM_IMAGES
 
 
 def test_subset_is_fixed_and_has_an_id_of_its_own(evaluator: Evaluator) -> None:
