@@ -37,7 +37,12 @@ def guarded(action: Callable[[], int]) -> int:
         return fail(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except RuntimeError:
+    except RuntimeError as error:
+        if "deterministic implementation" in str(error):
+            # torch's own words name the operation; its advice, to switch the whole thing off, is the remedy too.
+            return fail(
+                ValueError(f"run.deterministic: {str(error).split('.')[0]}; set run.deterministic=false")
+            )
         # A collective that fails because another process met a user's mistake: that one's line says it all.
         if os.environ.get("ROBUST_BITS_TRACEBACK") or not _peer_explains():
             raise

@@ -49,6 +49,10 @@ class RunFolder:
     def ledger(self) -> Path:
         return self.root / "ledger"
 
+    def is_empty(self) -> bool:
+        """Whether nothing is there but what a killed write may have left."""
+        return not self.root.exists() or all(path.name.endswith(".part") for path in self.root.iterdir())
+
     def read_recipe(self) -> Recipe:
         """The resolved recipe of the run. ValueError when this is no run folder."""
         if not self.recipe.is_file():

@@ -34,7 +34,11 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     field = "data.val" if arguments.data is None else "--data"
     open_shards(recipe.data.val, field=field, classes=classes)
     env = open_environment(
-        launch.backend, precision="float32", world_size=launch.world_size, num_devices=launch.num_devices
+        launch.backend,
+        precision="float32",
+        world_size=launch.world_size,
+        num_devices=launch.num_devices,
+        deterministic=recipe.run.deterministic,
     )
     try:
         model = build_model(recipe, env, num_classes=len(classes), layout=None)
@@ -80,7 +84,7 @@ def _source(path: Path) -> RunFolder:
 def _check_target(target: RunFolder, source: RunFolder) -> None:
     """Results go into the run, into a new folder, or beside earlier results, never over something else."""
     target.check_writable()
-    if not target.root.exists() or not any(target.root.iterdir()) or target.root.samefile(source.root):
+    if target.is_empty() or target.root.samefile(source.root):
         return
     if target.recipe.exists() or not target.ledger.is_dir():
         kind = "another run" if target.recipe.exists() else "something else"

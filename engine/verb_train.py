@@ -51,7 +51,7 @@ def check_resume(folder: RunFolder, recipe: Recipe, resume: str) -> Path | None:
     """The checkpoints to go on from, or None for a fresh start. ValueError before anything is written."""
     if resume not in ("auto", "never"):
         return _foreign_checkpoints(Path(resume), recipe, folder)
-    if not folder.root.exists() or not any(folder.root.iterdir()):
+    if folder.is_empty():
         return None
     if not folder.recipe.is_file():
         raise ValueError(
@@ -73,7 +73,7 @@ def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
             f"--resume {path}: no checkpoint there; give auto, never, a run folder or a step-*.pt file in one"
         )
     _check_same(RunFolder(root), recipe)
-    if folder.root.exists() and any(folder.root.iterdir()) and not folder.root.samefile(root):
+    if not folder.is_empty() and not folder.root.samefile(root):
         if _started_from(folder, found):
             # The same command once more: the new run has come as far as the one it started from, or further.
             _check_same(folder, recipe)
