@@ -29,19 +29,7 @@ MODELS = {
     "CNN, ReLU, AdamW": ("small_cnn", "{width: 16}", "adamw", 2e-3),
     "ViT, SGD": ("small_vit", "{patch_size: 8}", "sgd", 0.05),
 }
-RECIPE = """
-data: {{train: {shards}, image_size: 32, num_workers: 0, scale: [0.6, 1.0], flip: 0.0, randaug: rand-m5-mstd0.5-inc1}}
-model: {{name: {name}, norm_stats: "ghost:8", args: {args}}}
-optim: {{name: {optimizer}, lr: {lr}, weight_decay: 0.05, warmup_epochs: 1, warmup_lr: 1.0e-5, ema: 0.99}}
-objective:
-  kind: adversarial
-  smoothing: 0.1
-  mixup: 0.8
-  cutmix: 1.0
-  attack: {{norm: linf, eps: 8/255, step_size: 8/255, steps: 1}}
-  warmup: {{mix_prob: [[0, 0.5], [1, 1.0]], cutmix: [[0, 0.0], [1, 1.0]], eps: [[0, 0.01], [2, 0.03]]}}
-run: {{epochs: 3, batch_size: 32, max_steps: 50}}
-"""
+RECIPE = ROOT / "tests/engine/parity.yaml.format"
 
 
 def work(folder: Path, modes: str, backend: str, world: int, devices: int) -> dict[str, list[dict[str, Any]]]:
@@ -70,7 +58,8 @@ def compare(label: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "trace").mkdir()
-        recipe = RECIPE.format(shards=SHARDS, name=name, args=args, optimizer=optimizer, lr=lr)
+        settings = {"train": SHARDS, "model": name, "args": args, "optimizer": optimizer, "lr": lr}
+        recipe = RECIPE.read_text().format(**settings)
         (folder / "recipe.yaml").write_text(recipe)
         reference = work(folder, "record", "cpu", 1, 1)["record"]
         rows = []

@@ -16,19 +16,7 @@ from bits.processes import free_port
 
 WORKER = Path(__file__).with_name("parity_worker.py")
 NUM_STEPS = 50
-RECIPE = """
-data: {{train: {train}, image_size: 32, num_workers: 0, scale: [0.6, 1.0], flip: 0.0, randaug: rand-m5-mstd0.5-inc1}}
-model: {{name: {model}, norm_stats: "ghost:8", args: {args}}}
-optim: {{name: {optimizer}, lr: {lr}, weight_decay: 0.05, warmup_epochs: 1, warmup_lr: 1.0e-5, ema: 0.99}}
-objective:
-  kind: adversarial
-  smoothing: 0.1
-  mixup: 0.8
-  cutmix: 1.0
-  attack: {{norm: linf, eps: 8/255, step_size: 8/255, steps: 1}}
-  warmup: {{mix_prob: [[0, 0.5], [1, 1.0]], cutmix: [[0, 0.0], [1, 1.0]], eps: [[0, 0.01], [2, 0.03]]}}
-run: {{epochs: 3, batch_size: 32, max_steps: 50}}
-"""
+RECIPE = Path(__file__).with_name("parity.yaml.format")
 # Both models are smooth. A ReLU's gradient jumps: about one step in fifty, an activation within rounding of zero falls
 # on different sides on two backends and moves the update by 1e-3 (benchmarks/results has the figures).
 # AdamW divides by the gradient's own size, so for the transformer, whose key biases have no gradient but rounding
@@ -45,7 +33,7 @@ class Bench:
     def __init__(self, folder: Path, train: Path, settings: dict[str, Any], environment: Any) -> None:
         self.folder, self.environment = folder, environment
         (folder / "trace").mkdir(parents=True)
-        (folder / "recipe.yaml").write_text(RECIPE.format(train=train, **settings))
+        (folder / "recipe.yaml").write_text(RECIPE.read_text().format(train=train, **settings))
         both = self.run("record,permute", "cpu")
         self.reference, self.permuted = both["record"], both["permute"][-1]["distance"]
 
