@@ -248,6 +248,42 @@ def test_eval_is_the_same_with_workers(index: DatasetIndex, num_workers: int) ->
         assert equal(first, second)
 
 
+@pytest.fixture(scope="module")
+def shard_layouts(index: DatasetIndex, tmp_path_factory: pytest.TempPathFactory) -> list[DatasetIndex]:
+    """The images of `index` in 6, 3 and 1 shards."""
+    root, tree = tmp_path_factory.mktemp("layouts"), index.root.parent / "tree"
+    others = [make(tree, root / str(n), split="train", samples_per_shard=n) for n in (50, NUM_SAMPLES)]
+    assert [len(one.shards) for one in (index, *others)] == [6, 3, 1]
+    return [index, *others]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_eval_of_every_layout_has_the_same_images_once(
+    shard_layouts: list[DatasetIndex], world_size: int, num_workers: int
+) -> None:
+    """Ranks x workers x shards: N unique keys and the same bits, so the same accuracy to the last digit."""
+    reference = {shard_layouts[0].name(k): (x, y) for k, x, y in unmasked(evaluate(shard_layouts[0]))}
+    for index in shard_layouts:
+        found = [
+            entry
+            for rank in range(world_size)
+            for entry in unmasked(evaluate(index, rank=rank, world_size=world_size, num_workers=num_workers))
+        ]
+        assert len(found) == len({key for key, _, _ in found}) == NUM_SAMPLES
+        assert {index.name(key): (image, label) for key, image, label in found} == reference
+
+
+def unmasked(batches: Iterator[Batch]) -> list[tuple[int, bytes, int]]:
+    """(key, pixels, label) of every sample that counts."""
+    return [
+        (int(batch.key[i]), batch.image[i].numpy().tobytes(), int(batch.label[i]))
+        for batch in batches
+        for i in range(len(batch.key))
+        if batch.mask[i]
+    ]
+
+
 def test_eval_batch_content(index: DatasetIndex) -> None:
     batch = list(evaluate(index))[-1]
     assert batch.mask.sum() == NUM_SAMPLES % 24
