@@ -12,7 +12,7 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):
 
 from pathlib import Path
 
-from engine.cli import Launch, validate
+from engine.cli import ALONE, Launch, validate
 from engine.cli import main as run_verb
 from engine.failure import guarded
 from engine.launch import check_packages, follow_launcher, hush, is_worker, launcher_flags, run_copies
@@ -33,10 +33,9 @@ def launch(argv: list[str]) -> int:
     num_processes = int(flags["--num-processes"])
     if num_processes > 1 and not is_worker():
         # Here, so that a mistake in the recipe is one line before any process starts.
-        if validate(rest, PROGRAM) == "shards":
-            raise ValueError(
-                f"--num-processes {num_processes}: shards runs in one process; use its --workers N"
-            )
+        verb = validate(rest, PROGRAM)
+        if verb in ALONE:
+            raise ValueError(f"--num-processes {num_processes}: {verb} runs in one process; drop the flag")
         return run_copies([__file__, *argv], num_processes)
     follow_launcher()
     # Under an outside launcher the number of processes is that launcher's to say.

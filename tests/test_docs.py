@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-from engine.cli import LAUNCHER_FLAGS, MODULES, make_parser, validate
+from engine.cli import MODULES, validate
+from engine.flags import LAUNCHER_FLAGS, make_parser
 from engine.launch import PACKAGES, launcher_flags
 from engine.ledger_file import SCHEMA, Verdict
 from engine.mistake import known_fields

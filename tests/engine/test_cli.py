@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from engine import verb_shards
-from engine.cli import LAUNCHER_FLAGS, MODULES, Launch, main, make_parser, parse, validate
+from engine.cli import MODULES, Launch, main, parse, validate
+from engine.flags import LAUNCHER_FLAGS, make_parser
 
 ROOT = Path(__file__).parents[2]
 CPU = Launch(backend="cpu")

@@ -1,0 +1,159 @@
+"""The command line's words: every verb with its flags and an example. Cheap: `--help` must not import torch."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+LAUNCHER_FLAGS = {
+    "launch_gpu.py": {
+        "--cpu": "stay off the GPU",
+        "--num-processes": "how many processes to start (default 1)",
+    },
+    "launch_xla.py": {"--num-devices": "XLA devices to use (default 1)"},
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of a usage dump; the help is one flag away."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; see `{self.prog} -h`")
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """All verbs and flags. Kept cheap: `--help` must not import torch."""
+    flags = LAUNCHER_FLAGS.get(program, {})
+    parser = _Parser(
+        prog=program,
+        usage=f"{' '.join([program, *map(optional, flags)])} VERB ...   (VERB -h explains a verb)",
+        description="Train and measure robust image classifiers.",
+        epilog="before VERB:\n" + "\n".join(f"  {flag:<18}{text}" for flag, text in flags.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=_Parser, prog=program
+    )
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_attack(verbs)
+    _add_shards(verbs)
+    _add_weights(verbs)
+    _add_report(verbs)
+    _add_list(verbs)
+    _add_doctor(verbs)
+    return parser
+
+
+def optional(flag: str) -> str:
+    return f"[{flag}]" if flag == "--cpu" else f"[{flag} N]"
+
+
+def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there for machines")
+    return parser
+
+
+def _add_train(verbs: Any) -> None:
+    example = "python launch_gpu.py --cpu train recipes/quickstart/cnn_adv.yaml optim.lr=1e-3 --output runs/a"
+    parser = _verb(verbs, "train", "train the model of a recipe, then run its evaluations", example)
+    parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields to change")
+    parser.add_argument("--output", type=Path, help="run folder (default: run.output, else runs/NAME)")
+    parser.add_argument(
+        "--resume", default="auto", help="auto (default), never, or a checkpoint or run folder"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, print the resolved recipe and its hash, stop"
+    )
+
+
+def _add_eval(verbs: Any) -> None:
+    example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
+    parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
+    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in one")
+    parser.add_argument("--suite", default="clean", help="suites, comma-separated: clean")
+    _add_measuring(parser)
+
+
+def _add_attack(verbs: Any) -> None:
+    example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 4/255 --step-size 1/255 --steps 20"
+    parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
+    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in one")
+    parser.add_argument("--attack", default="pgd", help="pgd")
+    parser.add_argument("--norm", default="linf", help="linf")
+    parser.add_argument("--eps", required=True, help="radius in pixel units, e.g. 4/255")
+    parser.add_argument("--step-size", help="pixel units (default: eps/4)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--no-random-start", action="store_true", help="start from the clean image")
+    parser.add_argument("--num-images", type=int, help="a fixed subset, the same for every model")
+    _add_measuring(parser)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    _add_weights_choice(parser)
+    parser.add_argument("--data", type=Path, help="folder of shards (default: data.val of the run's recipe)")
+    parser.add_argument("--batch-size", type=int, help="global (default: run.batch_size)")
+    parser.add_argument("--output", type=Path, help="where ledger and results go (default: the run folder)")
+
+
+def _add_weights_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", choices=["raw", "ema"], default="raw", help="of a run with optim.ema")
+
+
+def _add_shards(verbs: Any) -> None:
+    example = "python launch_gpu.py shards make ~/imagenet/val shards/val"
+    parser = _verb(verbs, "shards", "make, index, verify or describe shards", example)
+    parser.add_argument("action", choices=["make", "index", "verify", "info", "digits"])
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="SRC DST for make; DST otherwise")
+    parser.add_argument("--split", help="make: take SRC/SPLIT and name the dataset's split")
+    parser.add_argument("--samples-per-shard", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=32, help="digits: side in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="make: seed of the global shuffle")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="verify: sizes and sha256 only, no decoding")
+
+
+def _add_weights(verbs: Any) -> None:
+    example = "python launch_gpu.py weights export runs/a a.safetensors --weights ema"
+    parser = _verb(verbs, "weights", "describe a weight file, or export a run's weights", example)
+    parser.add_argument("action", choices=["info", "export"])
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="info: FILE; export: RUN DST")
+    _add_weights_choice(parser)
+    parser.add_argument("--force", action="store_true", help="export: replace what DST holds")
+
+
+def _add_report(verbs: Any) -> None:
+    example = "python launch_gpu.py report runs/a runs/b --output compare.html"
+    parser = _verb(verbs, "report", "one page with tables, curves and pictures of one or more runs", example)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order shown")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the page; its tables are written beside it as .md and .csv "
+        "(default: RUN/report.html of one run, report.html of several)",
+    )
+
+
+def _add_list(verbs: Any) -> None:
+    example = "python launch_gpu.py list models 'deit*'"
+    parser = _verb(verbs, "list", "models, recipes, suites or attacks, with parameters and sources", example)
+    parser.add_argument("what", choices=["models", "recipes", "suites", "attacks"])
+    parser.add_argument("pattern", nargs="?", help="shell pattern of names, e.g. 'deit*'")
+    parser.add_argument("--data", type=Path, help="suites: say which of them are in this folder")
+
+
+def _add_doctor(verbs: Any) -> None:
+    example = "python launch_gpu.py doctor recipes/quickstart/cnn_adv.yaml"
+    parser = _verb(verbs, "doctor", "what is installed, what would be used and why, and a self-test", example)
+    parser.add_argument("recipe", nargs="?", type=Path, help="also check that this recipe could run here")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields to change")
+    parser.add_argument("--no-self-test", action="store_true", help="facts only")
