@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 SCHEMA = 1
+BEST = "best.pt"
 
 
 class CheckpointError(ValueError):
@@ -126,6 +127,26 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any], list[st
     if passed_over:
         raise CheckpointError(f"{folder}: no usable checkpoint; {passed_over[0]}")
     return None
+
+
+def keep_best(folder: Path, step: int, *, metric: str, value: float) -> bool:
+    """Makes the checkpoint of `step` `best.pt` too when `value` is above that of the one there, or when that one
+    is torn or of another metric. True when it did. Larger is better; the first of equals stays.
+    """
+    path = folder / BEST
+    try:
+        there = read_meta(path)
+        is_better = there.facts.get("metric") != metric or not value <= there.facts.get("value", -1.0)
+        if not is_better and hashlib.sha256(path.read_bytes()).hexdigest() == there.sha256:
+            return False
+    except (CheckpointError, OSError):
+        pass  # none yet, or one whose writing was cut off
+    source = folder / f"step-{step:08d}.pt"
+    meta = json.loads(source.with_suffix(".json").read_text())
+    meta["facts"] |= {"metric": metric, "value": value}
+    write_atomic(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
+    write_atomic(path, source.read_bytes())
+    return True
 
 
 def prune_checkpoints(folder: Path, keep: int, *, newest: int) -> None:

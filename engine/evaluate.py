@@ -5,7 +5,7 @@ its ledger: images that have their rows are not judged again.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,18 +40,21 @@ class Evaluator:
     weights_sha256: str
     index: DatasetIndex
     transform: EvalTransform
+    suite: str  # id of the evaluation set that `index` opens
+    weights: str  # "raw" or "ema": which of a run's weights `model` has
     image_size: int
+    batch_size: int  # global, where an entry does not say otherwise
     num_workers: int
     seed: int
     ledger: Path
     recipe: str  # hash of the recipe that trained the model
     stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
 
-    def run(self, entry: SuiteEval | AttackEval, *, batch_size: int) -> dict[str, Any]:
+    def run(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         """Judges what is not in the ledger yet and returns the result as plain values."""
         description = self._describe(entry)
         identity = evaluation_id(**description)
-        keys = self._keys(entry)
+        keys = self.keys(entry)
         components = (CLEAN,) if isinstance(entry, SuiteEval) else (CLEAN, entry.name)
         with LedgerWriter(self.ledger, self.env.rank) as writer:
             writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
@@ -61,7 +64,7 @@ class Evaluator:
             steps = entry.steps if isinstance(entry, AttackEval) else 0
             write = partial(self._write, writer, identity, components, steps)
             try:
-                self._judge(entry, left, batch_size, write)
+                self._judge(entry, left, write)
             finally:
                 self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
@@ -73,7 +76,7 @@ class Evaluator:
             fields = ("attack", "norm", "eps", "step_size", "steps", "random_start")
             attack = {name: getattr(entry, name) for name in fields}
         # The subset is part of the id: sums over the rows of one id are always over one set of images.
-        subset = CLEAN if entry.num_images is None else f"{CLEAN}[{entry.num_images}]"
+        subset = self.suite if entry.num_images is None else f"{self.suite}[{entry.num_images}]"
         return {
             "weights_sha256": self.weights_sha256,
             "suite": f"{subset}@{self.index.dataset_id}",
@@ -83,7 +86,7 @@ class Evaluator:
             "precision": PRECISION,
         }
 
-    def _keys(self, entry: SuiteEval | AttackEval) -> np.ndarray:
+    def keys(self, entry: SuiteEval | AttackEval) -> np.ndarray:
         """All positions, or a fixed pseudo-random subset that is the same for every model and seed."""
         total = self.index.num_samples
         if entry.num_images is None or entry.num_images >= total:
@@ -107,24 +110,46 @@ class Evaluator:
                 "must be on a disk that all of them see"
             )
 
-    def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, batch_size: int, write: Any) -> None:
+    def _loader(self, entry: SuiteEval | AttackEval, keys: np.ndarray, num_workers: int) -> Iterator[Batch]:
         replicas = self.env.world_size * self.env.num_devices
-        global_batch = -(-batch_size // replicas) * replicas  # rounded up: padding slots do not count
-        loader = eval_loader(
+        batch_size = entry.batch_size or self.batch_size
+        return eval_loader(
             self.index,
             keys=keys,
-            global_batch=global_batch,
+            global_batch=-(-batch_size // replicas) * replicas,  # rounded up: padding slots do not count
             rank=self.env.rank,
             world_size=self.env.world_size,
             image_size=self.image_size,
             resize=self.transform,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             seed=self.seed,
         )
+
+    def pictures(self, entry: SuiteEval | AttackEval, keys: np.ndarray) -> dict[str, Tensor]:
+        """The images of `keys` on the host, as they enter the model and as the attack leaves them: `key` int64
+        [M], `image` uint8 [M,3,H,W], `attacked` float32 [M,3,H,W]; M >= len(keys), padding has key -1.
+
+        An image's attack is the one that was judged: its random stream is a function of its key.
+        """
+        found: list[dict[str, Tensor]] = []
+        was_training = self.model.training
+        self.model.eval()
+        for batch in self._loader(entry, keys, num_workers=0):  # a handful: a worker would start for longer
+            fed = Batch(**self.env.feed(batch._asdict()))
+            seen = {"key": fed.key, "image": fed.image}
+            if isinstance(entry, AttackEval):
+                seen["attacked"] = self._attack(entry, fed.image.float() / 255.0, fed)
+            self.env.cut()
+            self.env.later({n: self.env.gather(t) for n, t in seen.items()}, found.append)
+        self.env.flush()
+        self.model.train(was_training)
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, write: Any) -> None:
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in loader:
+            for batch in self._loader(entry, keys, self.num_workers):
                 fed = Batch(**self.env.feed(batch._asdict()))
                 image = fed.image.float() / 255.0
                 verdicts = self._verdicts(CLEAN, image, fed)
@@ -209,6 +234,7 @@ class Evaluator:
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
         return {
             "name": entry.name,
+            "weights": self.weights,
             "recipe": self.recipe,
             "evaluation": identity,
             **description,

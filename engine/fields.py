@@ -37,6 +37,7 @@ from engine.values import (
 class DataSection(Section):
     train: str  # folder of shards
     val: str | None = None  # None: nothing is evaluated
+    suites: str | None = None  # folder of shifted evaluation sets, one folder of shards each, named by suite
     image_size: PositiveInt  # pixels, square
     num_classes: PositiveInt | None = None  # None: as many as the index of `train` names
     num_workers: NonNegativeInt = 2
@@ -167,12 +168,16 @@ class EvalSection(Section):
     """What every entry of `evals` has."""
 
     every: PositiveInt | None = None  # epochs; None: only after the last one
+    weights: Literal["all", "raw", "ema"] = (
+        "all"  # all: the live weights and, with optim.ema, the average too
+    )
     batch_size: PositiveInt | None = None  # global; None: run.batch_size
     num_images: PositiveInt | None = None  # None: all of data.val
 
 
 class SuiteEval(EvalSection):
-    suite: Literal["clean"]
+    suite: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: str | None = None  # folder of shards; None: data.val for `clean`, data.suites/SUITE for the others
 
     @property
     def name(self) -> str:
@@ -218,4 +223,8 @@ class RunSection(Section):
     report_every: PositiveInt = 50  # steps
     checkpoint_every: NonNegativeInt = 0  # steps; 0: at the end of each epoch
     keep_checkpoints: PositiveInt = 2
+    best: str | None = (
+        None  # name of an evaluation with `every`: its best weights stay as checkpoints/best.pt
+    )
+    gallery_images: NonNegativeInt = 8  # kept of each evaluation after the last epoch, for the report
     max_steps: PositiveInt | None = None  # stop early; the schedule does not change

@@ -80,7 +80,9 @@ def _add_eval(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
     parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
     parser.add_argument("run", type=Path, help="run folder, or a checkpoint in one")
-    parser.add_argument("--suite", default="clean", help="suites, comma-separated: clean")
+    parser.add_argument(
+        "--suite", default="clean", help="suites, comma-separated, or all (see `list suites`; default: clean)"
+    )
     _add_measuring(parser)
 
 
@@ -100,7 +102,11 @@ def _add_attack(verbs: Any) -> None:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     _add_weights_choice(parser)
-    parser.add_argument("--data", type=Path, help="folder of shards (default: data.val of the run's recipe)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of shards, or of one folder of shards per suite (default: data.val and data.suites of the run)",
+    )
     parser.add_argument("--batch-size", type=int, help="global (default: run.batch_size)")
     parser.add_argument("--output", type=Path, help="where ledger and results go (default: the run folder)")
 

@@ -49,6 +49,10 @@ class RunFolder:
     def ledger(self) -> Path:
         return self.root / "ledger"
 
+    @property
+    def gallery(self) -> Path:
+        return self.root / "gallery"
+
     def is_empty(self) -> bool:
         """Whether nothing is there but what a killed write may have left."""
         return not self.root.exists() or all(path.name.endswith(".part") for path in self.root.iterdir())

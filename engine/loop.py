@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bits.checkpoint import (
+    keep_best,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -25,6 +26,7 @@ from engine.build import Layout, build_train_loader
 from engine.folder import RunFolder
 from engine.knobs import Knobs, pack_knobs
 from engine.log import RunLog
+from engine.measure import result_name
 from engine.recipe import Recipe
 from engine.schedule import lr_at, warmup_at
 from engine.step import METERS, TrainStep, step_settings
@@ -43,7 +45,7 @@ class Loop:
     folder: RunFolder
     log: RunLog
     stop: StopRequest
-    evaluate: Callable[[int | None], object]  # called with the number of finished epochs after each
+    evaluate: Callable[[int | None], list[dict[str, Any]]]  # after how many epochs; None: at the end
     meters: Meters = field(init=False)
     _clock: Clock = field(init=False, default_factory=Clock)
     _next_report: int = field(init=False)
@@ -72,7 +74,7 @@ class Loop:
         """All updates that are left, and a checkpoint at the end."""
         if self._ends_epoch():
             # A run stopped during the evaluation of an epoch makes up for it; one that was done costs a look.
-            self.evaluate(self._epochs_done(self.state.step))
+            self.measure(self._epochs_done(self.state.step))
         if self.state.step < self.num_updates:
             start = Cursor(self.state.epoch, self.state.consumed)
             loader = build_train_loader(self.recipe, self.env, self.index, layout=self.layout, start=start)
@@ -138,10 +140,26 @@ class Loop:
 
     def _evaluate_epoch(self) -> None:
         try:
-            self.evaluate(self._epochs_done(self.state.step))
+            self.measure(self._epochs_done(self.state.step))
         except Stopped:
             self._save_and_wait()
             raise
+
+    def measure(self, epoch: int | None) -> list[dict[str, Any]]:
+        """The evaluations due after `epoch` epochs (None: the end of the run), and the best weights kept."""
+        results = self.evaluate(epoch)
+        metric = self.recipe.run.best
+        for result in results:
+            if metric is not None and result_name(result) == metric:
+                self.save()  # best.pt is a copy of this step's checkpoint
+                self._keep_best(metric, result["top1"])
+        return results
+
+    def _keep_best(self, metric: str, value: float) -> None:
+        if self.env.rank == 0 and keep_best(
+            self.folder.checkpoints, self.state.step, metric=metric, value=value
+        ):
+            self.log.say(f"best {metric} so far: {100 * value:.2f} % at step {self.state.step}")
 
     def _save_and_wait(self) -> None:
         """Saves, and holds the other ranks until rank 0 has: launchers end a job soon after its first exit."""
@@ -243,6 +261,6 @@ class Loop:
         self.env.cut()
         self._next_report = self.state.step + 1
         # A state from another run's folder is not this folder's yet.
-        is_own = self.folder.checkpoints in (source, source.parent)
+        is_own = (self.folder.checkpoints / f"step-{self.state.step:08d}.pt").exists()
         self._saved_step = self.state.step if is_own else -1
         return True

@@ -1,7 +1,7 @@
-"""Runs the evaluations of a recipe on a model, writes results/NAME.json and prints one line each."""
+"""Runs the evaluations of a recipe on a model's weights, writes results/NAME.json and prints one line each."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,65 +10,110 @@ from torch import nn
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
-from engine.build import eval_transform, open_shards
 from engine.evaluate import Evaluator
+from engine.fields import AttackEval, SuiteEval
 from engine.folder import RunFolder
+from engine.gallery import store_gallery
 from engine.log import RunLog
 from engine.recipe import Recipe
+from engine.suites import open_eval_set
 from engine.verdict import weights_hash
+
+Entry = SuiteEval | AttackEval
+Stop = Callable[[], bool]
 
 
 def measure(
     env: Environment,
     recipe: Recipe,
     folder: RunFolder,
-    model: nn.Module,
+    models: Mapping[str, nn.Module],
     log: RunLog,
-    stop_asked: Callable[[], bool],
+    stop_asked: Stop,
     epoch: int | None,
 ) -> list[dict[str, Any]]:
-    """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them).
+    """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them), of each of
+    `models`: "raw" and, where the recipe keeps an average, "ema".
 
     Raises Stopped between two batches after a stop request; called again, it goes on from the ledger.
     """
-    entries = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
-    if not entries:
-        return []
-    evaluator = replace(make_evaluator(env, recipe, folder.ledger, model), stop_asked=stop_asked)
+    due = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
     results = []
-    for entry in entries:
-        result = evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size)
-        results.append(result)
-        name = entry.name if epoch is None else f"{entry.name}-epoch{epoch}"
-        store_result(folder, log, name, result)
-        log.say(describe(name, result))
+    for evaluator, entry in evaluators(env, recipe, folder.ledger, models, due, recipe_hash=recipe.hash):
+        result = replace(evaluator, stop_asked=stop_asked).run(entry)
+        name = result_name(result)
+        stored = name if epoch is None else f"{name}-epoch{epoch}"
+        path = store_result(folder, log, stored, result)
+        if epoch is None:
+            keep_pictures(evaluator, entry, folder, path, recipe.run.gallery_images, result)
+        results.append({**result, "result": path.stem})
+        log.say(describe(stored, result))
     return results
 
 
-def make_evaluator(env: Environment, recipe: Recipe, ledger: Path, model: nn.Module) -> Evaluator:
-    """Evaluates `model` on data.val as the recipe says."""
-    assert recipe.data.val is not None, "a recipe with evals has data.val"
-    return Evaluator(
-        env=env,
-        model=model,
-        weights_sha256=weights_hash(model.state_dict()),
-        index=open_shards(recipe.data.val, field="data.val", num_classes=None),
-        transform=eval_transform(recipe),
-        image_size=recipe.data.image_size,
-        num_workers=recipe.data.num_workers,
-        seed=recipe.run.seed,
-        ledger=ledger,
-        recipe=recipe.hash,
-    )
+def evaluators(
+    env: Environment,
+    recipe: Recipe,
+    ledger: Path,
+    models: Mapping[str, nn.Module],
+    entries: Sequence[Entry],
+    *,
+    recipe_hash: str,
+) -> Iterator[tuple[Evaluator, Entry]]:
+    """An evaluator for each entry and each of the weights it asks for. `recipe_hash` is of the training."""
+    hashes = {name: weights_hash(model.state_dict()) for name, model in models.items()} if entries else {}
+    for entry in entries:
+        found = open_eval_set(recipe, entry)
+        for name in weights_of(entry, models):
+            evaluator = Evaluator(
+                env=env,
+                model=models[name],
+                weights_sha256=hashes[name],
+                index=found.index,
+                transform=found.transform,
+                suite=found.suite,
+                weights=name,
+                image_size=recipe.data.image_size,
+                batch_size=recipe.run.batch_size,
+                num_workers=recipe.data.num_workers,
+                seed=recipe.run.seed,
+                ledger=ledger,
+                recipe=recipe_hash,
+            )
+            yield evaluator, entry
 
 
-def store_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, Any]) -> None:
-    """results/NAME.json and a log entry (rank 0)."""
+def weights_of(entry: Entry, models: Mapping[str, object]) -> list[str]:
+    """Names of the weights that `entry` is about, of those there are."""
+    return [name for name in models if entry.weights in ("all", name)]
+
+
+def result_name(result: Mapping[str, Any]) -> str:
+    """The entry's name; results of averaged weights say so."""
+    return str(result["name"]) if result["weights"] == "raw" else f"{result['name']}-{result['weights']}"
+
+
+def store_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, Any]) -> Path:
+    """results/NAME.json and a log entry (rank 0); the path, which every rank knows."""
+    path = _result_path(folder.results / f"{name}.json", result)
     log.write("eval", **{**result, "name": name})
     if log.is_open:
         folder.results.mkdir(parents=True, exist_ok=True)
-        path = _result_path(folder.results / f"{name}.json", result)
         write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
+    return path
+
+
+def keep_pictures(
+    evaluator: Evaluator,
+    entry: Entry,
+    folder: RunFolder,
+    result_path: Path,
+    num_images: int,
+    result: Mapping[str, Any],
+) -> None:
+    """gallery/NAME.safetensors beside results/NAME.json, by the same name."""
+    path = folder.gallery / f"{result_path.stem}.safetensors"
+    store_gallery(evaluator, entry, path, num_images=num_images, evaluation=result["evaluation"])
 
 
 def _result_path(path: Path, result: dict[str, Any]) -> Path:
@@ -88,9 +133,9 @@ def _result_path(path: Path, result: dict[str, Any]) -> Path:
 def describe(name: str, result: dict[str, Any]) -> str:
     """One line: what was measured, the share that is right, its 95 % Wilson interval, the number of images."""
     share, (low, high) = result["top1"], result["interval"]
-    return f"{name:<16} {100 * share:6.2f} %  [{100 * low:.2f}, {100 * high:.2f}]  n={result['num_images']}"
+    return f"{name:<20} {100 * share:6.2f} %  [{100 * low:.2f}, {100 * high:.2f}]  n={result['num_images']}"
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The lines of several results."""
-    return "\n".join(describe(r["name"], r) for r in results)
+    return "\n".join(describe(result_name(r), r) for r in results)

@@ -19,6 +19,7 @@ from engine.fields import (
     ObjectiveSection,
     OptimSection,
     RunSection,
+    SuiteEval,
 )
 from engine.mistake import known_fields, one_line
 from engine.override import Tree, apply_overrides, load_tree, to_yaml
@@ -28,8 +29,17 @@ from engine.values import Section
 # What may differ between a run and its resumption: none of it changes an update. Paths are free because the
 # engine compares the data set's id; `run.epochs` is not, because the schedule depends on it.
 RESUME_MAY_CHANGE = (
-    *("name", "description", "published", "evals", "data.train", "data.val", "data.num_workers"),
-    *("run.output", "run.report_every", "run.checkpoint_every", "run.keep_checkpoints", "run.max_steps"),
+    *("name", "description", "published", "evals", "data.train", "data.val", "data.suites"),
+    *(
+        "data.num_workers",
+        "run.best",
+        "run.gallery_images",
+        "run.output",
+        "run.report_every",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.max_steps",
+    ),
 )
 
 
@@ -196,11 +206,42 @@ def _check_rates(recipe: Recipe) -> None:
 
 
 def _check_evals(recipe: Recipe) -> None:
-    if recipe.evals and recipe.data.val is None:
-        raise ValueError("evals are given but data.val is null; give the shards to evaluate on, or evals=[]")
+    for place, entry in enumerate(recipe.evals):
+        _check_entry(recipe, entry, f"evals[{place}]")
     names = [entry.name for entry in recipe.evals]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated:
         raise ValueError(
             f"evals has two entries named {repeated}, so their results would mix; change or drop one"
         )
+    best = recipe.run.best
+    kept = {name for entry in recipe.evals if entry.every for name in _names(recipe, entry)}
+    if best is not None and best not in kept:
+        known = ", ".join(sorted(kept)) or "none"
+        raise ValueError(
+            f"run.best is {best!r}, but the evaluations with `every` are: {known}; name one, or give it `every`"
+        )
+
+
+def _check_entry(recipe: Recipe, entry: EvalEntry, where: str) -> None:
+    if entry.weights == "ema" and recipe.optim.ema is None:
+        raise ValueError(f"{where}.weights is ema but optim.ema is null; give a decay, or use raw")
+    if isinstance(entry, SuiteEval):
+        if entry.data is not None:
+            return
+        if entry.suite != "clean" and recipe.data.suites is None:
+            raise ValueError(
+                f"{where}.suite is {entry.suite}, but neither its data nor data.suites is given; give the folder "
+                "of its shards, or of all suites"
+            )
+        if entry.suite != "clean":
+            return
+    if recipe.data.val is None:
+        raise ValueError("evals are given but data.val is null; give the shards to evaluate on, or evals=[]")
+
+
+def _names(recipe: Recipe, entry: EvalEntry) -> list[str]:
+    """Names of the entry's results."""
+    with_ema = entry.weights != "raw" and recipe.optim.ema is not None
+    raw = [] if entry.weights == "ema" else [entry.name]
+    return raw + ([f"{entry.name}-ema"] if with_ema else [])

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,28 @@ from torch import nn
 
 from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
-from engine.build import build_model, open_shards
+from engine.build import build_model
 from engine.cli import Launch
 from engine.evaluate import Evaluator
+from engine.fields import AttackEval, SuiteEval
 from engine.folder import RunFolder
 from engine.log import RunLog
-from engine.measure import make_evaluator, store_result, table
+from engine.measure import evaluators, keep_pictures, result_name, store_result, table
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from engine.suites import locate, open_eval_set
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Results of the evaluations asked for; also written to results/*.json and to the ledger."""
     source = _source(arguments.run)
     recipe = _with_entries(source.read_recipe(), arguments)
-    assert recipe.data.val is not None
     target = RunFolder(arguments.output or source.root)
     _check_target(target, source)
     classes, state = find_weights(arguments.run)
-    field = "data.val" if arguments.data is None else "--data"
-    open_shards(recipe.data.val, field=field, classes=classes)
+    for entry in recipe.evals:
+        open_eval_set(recipe, entry, classes=classes)
     env = open_environment(
         launch.backend,
         precision="float32",
@@ -42,13 +44,14 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     )
     try:
         model = build_model(recipe, env, num_classes=len(classes), layout=None)
-        _load(model, state, arguments.run)
+        _load(model, state, arguments)
         target.create()
         log = RunLog(target.log if env.rank == 0 else None)
-        evaluator = replace(
-            make_evaluator(env, recipe, target.ledger, model), recipe=source.read_recipe().hash
+        models = {arguments.weights: model}
+        found = evaluators(
+            env, recipe, target.ledger, models, recipe.evals, recipe_hash=source.read_recipe().hash
         )
-        results = _evaluate(evaluator, recipe, target, log)
+        results = _evaluate(found, target, log, recipe.run.gallery_images)
     except Stopped:
         log.say("stopped; what was judged is in the ledger, the same command goes on from there")
         return {"exit_code": EXIT_STOPPED}
@@ -59,14 +62,20 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     return {"exit_code": 0, "results": results}
 
 
-def _evaluate(evaluator: Evaluator, recipe: Recipe, target: RunFolder, log: RunLog) -> list[dict[str, Any]]:
-    """Results in the order of the recipe's entries; raises Stopped between two batches after a signal."""
+def _evaluate(
+    found: Iterable[tuple[Evaluator, SuiteEval | AttackEval]],
+    target: RunFolder,
+    log: RunLog,
+    num_pictures: int,
+) -> list[dict[str, Any]]:
+    """Results in the order of the entries; raises Stopped between two batches after a signal."""
     results = []
     with StopRequest() as stop:
-        evaluator = replace(evaluator, stop_asked=lambda: stop.asked)
-        for entry in recipe.evals:
-            results.append(evaluator.run(entry, batch_size=entry.batch_size or recipe.run.batch_size))
-            store_result(target, log, entry.name, results[-1])
+        for evaluator, entry in found:
+            result = replace(evaluator, stop_asked=lambda: stop.asked).run(entry)
+            path = store_result(target, log, result_name(result), result)
+            keep_pictures(evaluator, entry, target, path, num_pictures, result)
+            results.append({**result, "result": path.stem})
     return results
 
 
@@ -110,9 +119,12 @@ def find_weights(path: Path) -> tuple[list[str], dict[str, Any]]:
         ) from None
 
 
-def _load(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+def _load(model: nn.Module, state: dict[str, Any], arguments: argparse.Namespace) -> None:
+    path = arguments.run
+    if arguments.weights == "ema" and "ema" not in state:
+        raise ValueError(f"{path} keeps no average of its weights (optim.ema was off); use --weights raw")
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model" if arguments.weights == "raw" else "ema"])
     except (RuntimeError, KeyError) as error:
         # torch lists every name that does not fit; the first line of it says which model.
         raise ValueError(
@@ -124,11 +136,15 @@ def _load(model: nn.Module, state: dict[str, Any], path: Path) -> None:
 def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     """The run's recipe with the evaluations of the command line, checked like those of a file."""
     tree = recipe.model_dump(mode="json")
-    if arguments.data is not None:
-        tree["data"]["val"] = str(arguments.data)
-    if tree["data"]["val"] is None:
+    tree["run"]["best"] = None  # about the evaluations of the training
+    if arguments.verb == "attack" and arguments.data is not None:
+        (clean,) = locate(["clean"], recipe, arguments.data)
+        tree["data"]["val"] = clean.get("data", tree["data"]["val"])
+    if tree["data"]["val"] is None and arguments.data is None:
         raise ValueError("the run's recipe names no data.val; give --data FOLDER")
-    tree["evals"] = [{k: v for k, v in entry.items() if v is not None} for entry in _entries(arguments)]
+    tree["evals"] = [
+        {k: v for k, v in entry.items() if v is not None} for entry in _entries(arguments, recipe)
+    ]
     try:
         return parse_recipe(tree, f"{arguments.verb} {arguments.run}")
     except ValueError as error:
@@ -140,10 +156,10 @@ def _in_flags(line: str) -> str:
     return re.sub(r"\bevals\[\d+\]\.(\w+)", lambda match: "--" + str(match[1]).replace("_", "-"), line)
 
 
-def _entries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _entries(arguments: argparse.Namespace, recipe: Recipe) -> list[dict[str, Any]]:
     shared = {"batch_size": arguments.batch_size}
     if arguments.verb == "eval":
-        return [{"suite": name, **shared} for name in arguments.suite.split(",")]
+        return [entry | shared for entry in locate(arguments.suite.split(","), recipe, arguments.data)]
     return [
         {
             "attack": arguments.attack,

@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bits.checkpoint import list_checkpoints
 from bits.environment import Environment, open_environment
+from bits.state import TrainState
 from data.index import DatasetIndex
 from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings, open_shards
 from engine.cli import Launch
@@ -18,6 +21,7 @@ from engine.loop import Loop
 from engine.measure import measure
 from engine.recipe import Recipe, load_recipe, resume_diff
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from engine.suites import open_eval_set
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -34,6 +38,8 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
     if recipe.data.val is not None:
         open_shards(recipe.data.val, field="data.val", classes=index.classes)
+    for entry in recipe.evals:
+        open_eval_set(recipe, entry, classes=index.classes)
     env = open_environment(
         launch.backend,
         precision=recipe.run.precision,
@@ -122,7 +128,7 @@ def train(
             folder=folder,
             log=log,
             stop=stop,
-            evaluate=partial(measure, env, recipe, folder, state.model, log, lambda: stop.asked),
+            evaluate=partial(measure, env, recipe, folder, weights_by_name(state), log, lambda: stop.asked),
         )
         _check_length(loop)
         for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself
@@ -148,10 +154,15 @@ def train(
     return result
 
 
+def weights_by_name(state: TrainState) -> dict[str, nn.Module]:
+    """The live weights and, where the recipe keeps one, their average: each is evaluated under its name."""
+    return {"raw": state.model} | ({} if state.ema is None else {"ema": state.ema.module})
+
+
 def _run_loop(loop: Loop) -> dict[str, Any]:
     try:
         loop.run()
-        results = loop.evaluate(None) if loop.recipe.evals else []
+        results = loop.measure(None)
     except Stopped:
         loop.log.say(f"stopped at step {loop.state.step}, state saved; start again with --resume auto")
         return {"exit_code": EXIT_STOPPED, "step": loop.state.step, "output": str(loop.folder.root)}

@@ -29,9 +29,17 @@ def input_gradient(predict: Predict, image: Tensor, loss: Callable[[Tensor], Ten
 
     Raises ValueError when no differentiable path leads from the image to the loss.
     """
+    return gradient_and_logits(predict, image, loss)[0]
+
+
+def gradient_and_logits(
+    predict: Predict, image: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`input_gradient`, and the logits (N,K) of its forward pass, which cost nothing more; without a graph."""
     with torch.set_grad_enabled(True), AffineEvalBatchNorm():
         leaf = image.detach().requires_grad_(True)
-        value = loss(predict(leaf))
+        logits = predict(leaf)
+        value = loss(logits)
     if value.requires_grad:
         # Not autograd.grad: its result stays captured in autograd's worker thread for a moment longer, and on
         # XLA a graph cut in that moment finds one more live tensor, makes it an output and compiles again.
@@ -42,7 +50,7 @@ def input_gradient(predict: Predict, image: Tensor, loss: Callable[[Tensor], Ten
             "the loss has no gradient with respect to the image; a white-box attack needs a differentiable "
             "predict (look for no_grad, detach, argmax or numpy inside it)"
         )
-    return leaf.grad
+    return leaf.grad, logits.detach()
 
 
 class AffineEvalBatchNorm(TorchFunctionMode):

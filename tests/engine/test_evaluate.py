@@ -174,7 +174,10 @@ def evaluator(env: Environment, digits: Path, images: tuple[Tensor, Tensor], tmp
         weights_sha256=weights_hash(model.state_dict()),
         index=load_index(digits / "val"),
         transform=EvalTransform(mode="squash"),
+        suite="clean",
+        weights="raw",
         image_size=SIZE,
+        batch_size=50,
         num_workers=0,
         seed=7,
         ledger=tmp_path / "ledger",
@@ -198,7 +201,7 @@ def test_verdicts_are_the_models_and_padding_has_none(
     image, label = images
     model = model_of(evaluator)
     model.train()
-    result = evaluator.run(CLEAN, batch_size=batch_size)
+    result = replace(evaluator, batch_size=batch_size).run(CLEAN)
     assert model.batches == [batch_size] * -(-NUM_IMAGES // batch_size)
     assert model.training, "the mode is put back"
     with torch.no_grad():
@@ -218,7 +221,7 @@ def test_attack_rows_say_what_broke_and_what_never_stood(
     evaluator: Evaluator, images: tuple[Tensor, Tensor]
 ) -> None:
     image, label = images
-    result = evaluator.run(PGD, batch_size=50)
+    result = evaluator.run(PGD)
     clean, attacked = rows_of(evaluator, result, "clean"), rows_of(evaluator, result, PGD.name)
     assert len(clean) == len(attacked) == NUM_IMAGES
     assert {row.broken_by for row in clean} == {None}
@@ -260,23 +263,25 @@ def test_interrupted_goes_on_and_judges_nothing_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = replace(evaluator, ledger=tmp_path / "whole").run(entry, batch_size=50)
+    whole = replace(evaluator, ledger=tmp_path / "whole").run(entry)
     model = model_of(evaluator)
     disk = DiskFull(3, LedgerWriter.write)
     monkeypatch.setattr(LedgerWriter, "write", lambda writer, rows: disk.write(writer, rows))
     model.train()
     with pytest.raises(OSError, match="disk full"):
-        evaluator.run(entry, batch_size=50)
+        evaluator.run(entry)
     assert model.training, "the mode is put back after an error too"
     model.batches.clear()
     disk.allowed = 1000
-    result = evaluator.run(entry, batch_size=40)  # another batch size: what is done is known by image
+    result = replace(evaluator, batch_size=40).run(
+        entry
+    )  # another batch size: what is done is known by image
     assert len(model.batches) == calls_per_batch * -(-(NUM_IMAGES - 150) // 40)
     components = len(result["components"])
     assert len(disk.written) == len(set(disk.written)) == NUM_IMAGES * components
     assert result == whole
     model.batches.clear()
-    assert evaluator.run(entry, batch_size=50) == whole
+    assert evaluator.run(entry) == whole
     assert model.batches == [], "a finished evaluation asks the model nothing"
 
 
@@ -292,7 +297,7 @@ def test_what_still_waits_is_written_when_a_bad_sample_ends_the_loop(
     monkeypatch.setattr(env, "_later", LaterQueue(depth=1))
     monkeypatch.setattr("engine.evaluate.eval_loader", broken)
     with pytest.raises(ValueError, match="key 7/12: cut"):
-        evaluator.run(CLEAN, batch_size=50)
+        evaluator.run(CLEAN)
     env.flush()
     (identity,) = read_ledger(evaluator.ledger).evaluations()
     assert len(read_ledger(evaluator.ledger).done(identity, "clean")) == 100
@@ -301,24 +306,24 @@ def test_what_still_waits_is_written_when_a_bad_sample_ends_the_loop(
 def test_a_stop_request_ends_it_between_two_batches(evaluator: Evaluator) -> None:
     asked = iter([False, False, True])
     with pytest.raises(Stopped):
-        replace(evaluator, stop_asked=lambda: next(asked)).run(CLEAN, batch_size=50)
+        replace(evaluator, stop_asked=lambda: next(asked)).run(CLEAN)
     (identity,) = read_ledger(evaluator.ledger).evaluations()
     assert len(read_ledger(evaluator.ledger).done(identity, "clean")) == 150
-    assert evaluator.run(CLEAN, batch_size=50)["num_images"] == NUM_IMAGES
+    assert evaluator.run(CLEAN)["num_images"] == NUM_IMAGES
 
 
 def test_subset_is_fixed_and_has_an_id_of_its_own(evaluator: Evaluator) -> None:
     entry = CLEAN.model_copy(update={"num_images": 60})
-    part = evaluator.run(entry, batch_size=50)
+    part = evaluator.run(entry)
     positions = [row.position for row in rows_of(evaluator, part, "clean")]
     assert part["num_images"] == len(set(positions)) == 60
     assert positions != list(range(60)), "the first ones are no sample of the whole"
     # Neither the seed of the run nor the model chooses the images.
     other = replace(evaluator, seed=8, weights_sha256="0" * 64)
-    again = other.run(entry, batch_size=50)
+    again = other.run(entry)
     assert [row.position for row in rows_of(other, again, "clean")] == positions
-    whole = evaluator.run(CLEAN, batch_size=50)
-    smaller = evaluator.run(CLEAN.model_copy(update={"num_images": 30}), batch_size=50)
+    whole = evaluator.run(CLEAN)
+    smaller = evaluator.run(CLEAN.model_copy(update={"num_images": 30}))
     assert len({result["evaluation"] for result in (part, again, whole, smaller)}) == 4
     assert whole["num_images"] == NUM_IMAGES
     nested = [row.position for row in rows_of(evaluator, smaller, "clean")]
@@ -327,7 +332,7 @@ def test_subset_is_fixed_and_has_an_id_of_its_own(evaluator: Evaluator) -> None:
 
 def test_whatever_changes_a_verdict_changes_the_id(evaluator: Evaluator) -> None:
     def identity(judge: Evaluator, entry: SuiteEval | AttackEval) -> str:
-        return str(judge.run(entry.model_copy(update={"num_images": 5}), batch_size=5)["evaluation"])
+        return str(replace(judge, batch_size=5).run(entry.model_copy(update={"num_images": 5}))["evaluation"])
 
     changed = [
         (evaluator, CLEAN),
@@ -363,5 +368,5 @@ def test_logits_are_float32_where_training_is_bf16(
             return logits
 
     half = replace(evaluator, env=open_environment("cpu", precision="bf16"), model=Linear())
-    half.run(PGD.model_copy(update={"num_images": 10}), batch_size=10)
+    replace(half, batch_size=10).run(PGD.model_copy(update={"num_images": 10}))
     assert dtypes == {torch.float32}
