@@ -1,87 +1,111 @@
-"""`make quickstart`: real digits to shards, four trainings, one table, and the same recipe once more on XLA.
+"""`make quickstart`: real digits and shifted copies to shards, four trainings, a report, and a run on XLA.
 
-Everything goes through the launchers, as a user would call them; a phase whose result is there is reused.
+Everything goes through the launchers, as a user would call them. A phase whose result is there is reused, one that
+was interrupted goes on where it stopped.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bits.processor import has_bf16
+from engine.children import ROOT, Children, Interrupted
+from engine.folder import RunFolder
 from engine.log import read_log
+from engine.recipe import Recipe, load_recipe
 
-ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/quickstart")
 RECIPES = ("vit_adv", "vit_clean", "cnn_adv", "cnn_clean")  # the longest first, two at a time
+SHOWN = ("cnn_clean", "cnn_adv", "vit_clean", "vit_adv")
 PARALLEL = 2
-COLUMNS = ("clean", "pgd5_linf16", "pgd20_linf16")
 XLA_STEPS = 44
-_print_lock = threading.Lock()
+EXIT_INTERRUPTED = 130
 
 
 def main() -> int:
-    """The exit code of the first phase that failed, or 0."""
+    """The exit code of the first phase that failed, 130 after Ctrl-C, or 0."""
     start = time.perf_counter()
-    precision = "bf16" if has_bf16() else "float32"
-    try:
-        make_shards()
-        say(f"training {len(RECIPES)} models in {precision}, {PARALLEL} at a time")
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(lambda name: train(name, precision), RECIPES))
-        print(table({name: read_results(FOLDER / name) for name in RECIPES}))
-        train_on_xla()
-    except subprocess.CalledProcessError as error:
-        print(
-            f"quickstart stopped: {' '.join(map(str, error.cmd))} ended with code {error.returncode}",
-            file=sys.stderr,
-        )
-        return int(error.returncode)
-    say(f"done in {time.perf_counter() - start:.0f} s; run folders are in {FOLDER}")
+    with Children() as children:
+        try:
+            run_phases(children)
+        except Interrupted:
+            children.say("quickstart", "stopped; `make quickstart` goes on from here")
+            return EXIT_INTERRUPTED
+        except subprocess.CalledProcessError as error:
+            print(
+                f"quickstart stopped: {' '.join(error.cmd)} ended with code {error.returncode}",
+                file=sys.stderr,
+            )
+            return int(error.returncode)
+        seconds = time.perf_counter() - start
+        children.say("quickstart", f"done in {seconds:.0f} s; open {FOLDER / 'report.html'} in a browser")
     return 0
 
 
-def has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX512-BF16, AMX or Arm's); emulation is far slower."""
-    if platform.machine() in ("x86_64", "AMD64"):
-        # oneDNN's own question also says yes to AVX-512 without bf16, which emulates it.
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def run_phases(children: Children) -> None:
+    """Shards, trainings with their evaluations, the report, XLA."""
+    precision = "bf16" if has_bf16() else "float32"
+    make_shards(children)
+    children.say("quickstart", f"{len(RECIPES)} models in {precision}, {PARALLEL} at a time")
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        jobs = [pool.submit(train, children, name, precision) for name in RECIPES]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    folders = [FOLDER / name for name in SHOWN]
+    children.launch("gpu", "report", "report", *folders, "--output", FOLDER / "report.html")
+    train_on_xla(children)
 
 
-def make_shards() -> None:
+def make_shards(children: Children) -> None:
     """Images, then shards; each folder appears whole or not at all, so what is there can be used."""
-    images, shards = FOLDER / "digits", FOLDER / "shards"
-    if not images.exists():
-        launch("gpu", "digits", "shards", "digits", images)
-    for split in ("train", "val"):
-        if (shards / split / "index.json").exists():
-            say(f"reusing {shards / split}")
-            continue
-        launch("gpu", "shards", "shards", "make", images / split, shards / split, "--samples-per-shard", 500)
+    images, shards = FOLDER / "images", FOLDER / "shards"
+    if (ROOT / images).exists():
+        children.say("quickstart", f"reusing {images}")
+    else:
+        children.launch("gpu", "digits", "shards", "digits", images)
+    children.launch("gpu", "shards", "shards", "make", images, shards, "--each", "--samples-per-shard", 500)
 
 
-def train(name: str, precision: str) -> None:
+def train(children: Children, name: str, precision: str) -> None:
     """One training with its evaluations; goes on where an interrupted one stopped."""
-    recipe = f"recipes/quickstart/{name}.yaml"
-    launch("gpu", name, "train", recipe, f"run.precision={precision}", "--output", FOLDER / name)
+    words = (f"run.precision={precision}",)
+    path = f"recipes/quickstart/{name}.yaml"
+    output = FOLDER / name
+    if is_finished(RunFolder(ROOT / output), load_recipe(ROOT / path, words)):
+        children.say("quickstart", f"reusing {output}: trained and evaluated")
+        return
+    children.launch("gpu", name, "train", path, *words, "--output", output)
 
 
-def train_on_xla() -> None:
+def is_finished(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether `folder` holds this very recipe, evaluations included, trained to its end."""
+    try:
+        done = json.loads((folder.root / "exit.json").read_text())["exit_code"] == 0
+        return bool(done) and folder.recipe.read_text() == recipe.resolved_yaml()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def train_on_xla(children: Children) -> None:
     """The CNN's adversarial recipe for two epochs through torch_xla (PJRT_DEVICE=CPU unless set)."""
     output = FOLDER / "xla_cnn_adv"
     evals = "evals=[{attack: pgd, norm: linf, eps: 16/255, step_size: 2/255, steps: 20, num_images: 64}]"
     words = (f"run.max_steps={XLA_STEPS}", "run.report_every=11", evals)
-    launch("xla", "xla", "train", "recipes/quickstart/cnn_adv.yaml", *words, "--output", output)
-    say(describe_compiles([e for e in read_log(output / "log.jsonl") if e["event"] == "train"]))
+    path = "recipes/quickstart/cnn_adv.yaml"
+    if is_finished(RunFolder(ROOT / output), load_recipe(ROOT / path, words)):
+        children.say("quickstart", f"reusing {output}: trained and evaluated")
+    else:
+        children.launch("xla", "xla", "train", path, *words, "--output", output)
+    trained = [entry for entry in read_log(ROOT / output / "log.jsonl") if entry["event"] == "train"]
+    children.say("quickstart", describe_compiles(trained))
 
 
 def describe_compiles(entries: list[dict[str, Any]]) -> str:
@@ -92,46 +116,6 @@ def describe_compiles(entries: list[dict[str, Any]]) -> str:
         f"XLA: {last['compiles']} graphs compiled in {last['compile_ms'] / 1000:.1f} s, {late} of them after the "
         f"second update; {1000 * last['step_s']:.0f} ms a step since, {last['fallbacks']} fallbacks to the host"
     )
-
-
-def launch(kind: str, label: str, verb: str, *words: object) -> None:
-    """Runs a launcher and passes its lines on with a label. CalledProcessError when it fails."""
-    flags = ["--cpu"] if kind == "gpu" else []
-    command = [sys.executable, f"launch_{kind}.py", *flags, verb, *map(str, words)]
-    environment = {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1"} | os.environ
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        with _print_lock:
-            print(f"{label:>9} | {line.rstrip()}", flush=True)
-    if process.wait():
-        raise subprocess.CalledProcessError(process.returncode, command[1:4])
-
-
-def read_results(run: Path) -> dict[str, Any]:
-    """results/*.json of a run folder by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))}
-
-
-def table(results: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """One row a model: accuracy in percent with its 95 % Wilson interval, for each column."""
-    lines = ["", f"{'model':<10}" + "".join(f"{column:>26}" for column in columns)]
-    for name in sorted(results):
-        cells = []
-        for column in columns:
-            entry = results[name][column]
-            low, high = (100 * bound for bound in entry["interval"])
-            cells.append(f"{100 * entry['top1']:6.1f} % [{low:5.1f}, {high:5.1f}]")
-        lines.append(f"{name:<10}" + "".join(f"{cell:>26}" for cell in cells))
-    num_images = next(iter(results.values()))[columns[0]]["num_images"]
-    return "\n".join([*lines, f"{num_images} held-out scans; pgd at eps 16/255; 95 % Wilson intervals", ""])
-
-
-def say(text: str) -> None:
-    with _print_lock:
-        print(f"quickstart | {text}", flush=True)
 
 
 if __name__ == "__main__":
