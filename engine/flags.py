@@ -74,12 +74,13 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print the resolved recipe and its hash, stop"
     )
+    _add_quiet(parser)
 
 
 def _add_eval(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
     parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
-    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in one")
+    parser.add_argument("run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file")
     parser.add_argument(
         "--suite", default="clean", help="suites, comma-separated, or all (see `list suites`; default: clean)"
     )
@@ -87,15 +88,23 @@ def _add_eval(verbs: Any) -> None:
 
 
 def _add_attack(verbs: Any) -> None:
-    example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 4/255 --step-size 1/255 --steps 20"
+    example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 2/255,4/255,8/255 --steps 20 --restarts 3"
     parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
-    parser.add_argument("run", type=Path, help="run folder, or a checkpoint in one")
+    parser.add_argument("run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file")
     parser.add_argument("--attack", default="pgd", help="pgd")
-    parser.add_argument("--norm", default="linf", help="linf")
-    parser.add_argument("--eps", required=True, help="radius in pixel units, e.g. 4/255")
-    parser.add_argument("--step-size", help="pixel units (default: eps/4)")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--norm", default="linf", help="linf (default) or l2")
+    parser.add_argument(
+        "--eps",
+        required=True,
+        help="radius in pixel units and the norm, e.g. 4/255; several, comma-separated, give a result each",
+    )
+    parser.add_argument("--step-size", help="pixel units, for every radius (default: a quarter of each)")
+    parser.add_argument("--steps", type=int, default=20, help="gradient steps of a restart (default: 20)")
     parser.add_argument("--no-random-start", action="store_true", help="start from the clean image")
+    parser.add_argument("--restarts", type=int, default=1, help="random starts; the strongest result counts")
+    parser.add_argument(
+        "--best-iterate", action="store_true", help="the strongest iterate counts, not the last one"
+    )
     parser.add_argument("--num-images", type=int, help="a fixed subset, the same for every model")
     _add_measuring(parser)
 
@@ -109,6 +118,11 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, help="global (default: run.batch_size)")
     parser.add_argument("--output", type=Path, help="where ledger and results go (default: the run folder)")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress: results and warnings only")
 
 
 def _add_weights_choice(parser: argparse.ArgumentParser) -> None:
@@ -121,10 +135,17 @@ def _add_shards(verbs: Any) -> None:
     parser.add_argument("action", choices=["make", "index", "verify", "info", "digits"])
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="SRC DST for make; DST otherwise")
     parser.add_argument("--split", help="make: take SRC/SPLIT and name the dataset's split")
+    parser.add_argument(
+        "--each",
+        action="store_true",
+        help="make: DST/NAME of every image folder SRC/NAME; what is packed stays",
+    )
     parser.add_argument("--samples-per-shard", type=int, default=2000)
     parser.add_argument("--size", type=int, default=32, help="digits: side in pixels")
     parser.add_argument("--seed", type=int, default=0, help="make: seed of the global shuffle")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: 2, or this one alone for few images)"
+    )
     parser.add_argument("--quick", action="store_true", help="verify: sizes and sha256 only, no decoding")
 
 

@@ -104,6 +104,11 @@ TRAINING_SPLITS = ("train", "val")
 
 
 def _entry(name: str, recipe: Recipe, root: Path | None, *, alone: bool) -> dict[str, str]:
+    if root is None and name != CLEAN and recipe.data.suites is None:
+        raise ValueError(
+            f"--suite {name}: the run's recipe names no data.suites; give --data ROOT, a folder with one folder "
+            "of shards per suite (`list suites` shows the known ones)"
+        )
     if root is None:
         return {"suite": name}
     if (root / "index.json").is_file() and alone:

@@ -1,40 +1,34 @@
 """`eval` and `attack`: a trained run judged on shards, into its ledger."""
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from bits.environment import open_environment
 from engine.build import build_model
 from engine.cli import Launch
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval
+from engine.fields import AttackEval, SuiteEval, radius_name
 from engine.folder import RunFolder
-from engine.log import RunLog
-from engine.measure import evaluators, keep_pictures, result_name, store_result, table
+from engine.log import RunLog, open_log
+from engine.measure import evaluators, keep_pictures, result_name, store_result, table, watched
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from engine.subject import open_subject
 from engine.suites import locate, open_eval_set
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Results of the evaluations asked for; also written to results/*.json and to the ledger."""
-    source = _source(arguments.run)
-    recipe = _with_entries(source.read_recipe(), arguments)
-    target = RunFolder(arguments.output or source.root)
-    _check_target(target, source)
-    classes, state = find_weights(arguments.run)
+    subject = open_subject(arguments.run, weights=arguments.weights)
+    recipe = _with_entries(subject.recipe, arguments)
+    target = RunFolder(arguments.output) if arguments.output else subject.output
+    _check_target(target, subject.output)
     for entry in recipe.evals:
-        open_eval_set(recipe, entry, classes=classes)
+        open_eval_set(recipe, entry, classes=subject.classes)
     env = open_environment(
         launch.backend,
         precision="float32",
@@ -43,17 +37,18 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         deterministic=recipe.run.deterministic,
     )
     try:
-        model = build_model(recipe, env, num_classes=len(classes), layout=None)
-        _load(model, state, arguments)
+        model = build_model(recipe, env, num_classes=len(subject.classes), layout=None)
+        subject.load_into(model)
         target.create()
-        log = RunLog(target.log if env.rank == 0 else None)
-        models = {arguments.weights: model}
-        found = evaluators(
-            env, recipe, target.ledger, models, recipe.evals, recipe_hash=source.read_recipe().hash
-        )
-        results = _evaluate(found, target, log, recipe.run.gallery_images)
+        log = open_log(target.log, env.rank, quiet=arguments.quiet)
+        models = {subject.weights: model}
+        found = evaluators(env, recipe, target.ledger, models, recipe.evals, recipe_hash=subject.recipe.hash)
+        with log:
+            results = _evaluate(found, target, log, recipe.run.gallery_images)
     except Stopped:
-        log.say("stopped; what was judged is in the ledger, the same command goes on from there")
+        log.say(
+            "stopped; what was judged is in the ledger, the same command goes on from there", important=True
+        )
         return {"exit_code": EXIT_STOPPED}
     finally:
         env.close()
@@ -72,65 +67,21 @@ def _evaluate(
     results = []
     with StopRequest() as stop:
         for evaluator, entry in found:
-            result = replace(evaluator, stop_asked=lambda: stop.asked).run(entry)
+            result = watched(evaluator, entry, log, lambda: stop.asked).run(entry)
             path = store_result(target, log, result_name(result), result)
             keep_pictures(evaluator, entry, target, path, num_pictures, result)
             results.append({**result, "result": path.stem})
     return results
 
 
-def _source(path: Path) -> RunFolder:
-    """The run folder that `path`, itself one or a checkpoint in one, belongs to."""
-    source = RunFolder(path.parent.parent if path.suffix == ".pt" else path)
-    if not source.recipe.is_file():
-        raise ValueError(
-            f"{path} is no run folder, nor a checkpoint in one (no {source.recipe}); "
-            "give the folder that train wrote"
-        )
-    return source
-
-
-def _check_target(target: RunFolder, source: RunFolder) -> None:
+def _check_target(target: RunFolder, own: RunFolder) -> None:
     """Results go into the run, into a new folder, or beside earlier results, never over something else."""
     target.check_writable()
-    if target.is_empty() or target.root.samefile(source.root):
+    if target.is_empty() or (own.recipe.is_file() and target.root.samefile(own.root)):
         return
     if target.recipe.exists() or not target.ledger.is_dir():
         kind = "another run" if target.recipe.exists() else "something else"
         raise ValueError(f"output folder {target.root} holds {kind}; choose another --output")
-
-
-def find_weights(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Class names and state: of a run's newest usable checkpoint, or of the checkpoint file given."""
-    if path.suffix == ".pt":
-        checkpoint, state = read_meta(path), load_checkpoint(path)
-    else:
-        found = latest_checkpoint(RunFolder(path).checkpoints)
-        if found is None:
-            raise ValueError(f"{path} has no checkpoint yet; train it first")
-        checkpoint, state, passed_over = found
-        for line in passed_over if os.environ.get("RANK", "0") == "0" else []:
-            print(f"passed over: {line}", file=sys.stderr)
-    try:
-        return list(checkpoint.facts["classes"]), state
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{checkpoint.path.with_suffix('.json')} does not name the classes; use an earlier checkpoint"
-        ) from None
-
-
-def _load(model: nn.Module, state: dict[str, Any], arguments: argparse.Namespace) -> None:
-    path = arguments.run
-    if arguments.weights == "ema" and "ema" not in state:
-        raise ValueError(f"{path} keeps no average of its weights (optim.ema was off); use --weights raw")
-    try:
-        model.load_state_dict(state["model" if arguments.weights == "raw" else "ema"])
-    except (RuntimeError, KeyError) as error:
-        # torch lists every name that does not fit; the first line of it says which model.
-        raise ValueError(
-            f"{path}: the weights do not fit the recipe's model ({str(error).splitlines()[0]}); "
-            "were they saved by another version of the toolkit? train again"
-        ) from None
 
 
 def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
@@ -164,16 +115,39 @@ def _entries(arguments: argparse.Namespace, recipe: Recipe) -> list[dict[str, An
         {
             "attack": arguments.attack,
             "norm": arguments.norm,
-            "eps": from_yaml(arguments.eps, "--eps"),
-            "step_size": _quarter(arguments.eps)
+            "eps": from_yaml(eps, "--eps"),
+            "step_size": _quarter(eps)
             if arguments.step_size is None
             else from_yaml(arguments.step_size, "--step-size"),
             "steps": arguments.steps,
             "random_start": not arguments.no_random_start,
+            "restarts": arguments.restarts,
+            "best_iterate": arguments.best_iterate,
             "num_images": arguments.num_images,
             **shared,
         }
+        for eps in _radii(arguments.eps, arguments.norm)
     ]
+
+
+def _radii(text: str, norm: str) -> list[str]:
+    """The radii of --eps as they were written; each is to have a result of its own, so none comes twice."""
+    radii = [part.strip() for part in text.split(",")]
+    if "" in radii:
+        raise ValueError(
+            f"--eps is {text!r}, where item {radii.index('') + 1} is empty; write radii with one comma between, "
+            "such as 4/255,8/255"
+        )
+    seen: dict[str, str] = {}
+    for eps in radii:
+        quarter = _quarter(eps)
+        name = eps if isinstance(quarter, str) else radius_name(norm, 4 * quarter)
+        if name in seen:
+            raise ValueError(
+                f"--eps is {text!r}, where {seen[name]} and {eps} are one radius, {name}; drop one of them"
+            )
+        seen[name] = eps
+    return radii
 
 
 def _quarter(eps: str) -> str | float:

@@ -502,7 +502,7 @@ def test_facts_of_a_checkpoint_rewritten(world: Path, refused: Refusal, facts: o
 
 
 def test_no_run_to_measure(world: Path, refused: Refusal) -> None:
-    says = "is no run folder, nor a checkpoint in one .*; give the folder that train wrote"
+    says = "is no run folder, nor a checkpoint in one .*; give a run folder, a checkpoint in one"
     for path in (world / "nowhere", world / "shards", world / "recipe.yaml", "weights.pt"):
         refused("eval", path, says=says)
     shutil.rmtree(world / "run" / "checkpoints")
@@ -515,7 +515,7 @@ def test_no_run_to_measure(world: Path, refused: Refusal) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("eval --suite imagenet_q", "--suite is 'imagenet_q', but must be 'clean'"),
+        ("eval --suite imagenet_q", "--suite imagenet_q: the run's recipe names no data.suites; give --data ROOT"),
         ("eval --suite clean,clean", "two entries named clean"),
         ("eval --batch-size 0", "--batch-size is 0, but must be greater than 0"),
         ("attack --eps 4", "--eps is 4, but images and radii live in .*; likely meant: 4/255"),
@@ -527,7 +527,7 @@ def test_no_run_to_measure(world: Path, refused: Refusal) -> None:
         ("attack", "arguments are required: --eps"),
         ("attack --eps 4/255 --step-size 1", "--step-size is 1, .* likely meant: 1/255"),
         ("attack --eps 4/255 --attack pdg", "--attack is 'pdg', but must be 'pgd'"),
-        ("attack --eps 4/255 --norm l2", "--norm is 'l2', but must be 'linf'"),
+        ("attack --eps 4/255 --norm l1", "--norm is 'l1', but must be 'linf' or 'l2'"),
         ("attack --eps 4/255 --steps 0", "--steps is 0, but must be greater than 0"),
         ("attack --eps 4/255 --num-images 0", "--num-images is 0, but must be greater than 0"),
     ],

@@ -25,7 +25,7 @@ from engine.folder import RunFolder
 from engine.ledger import read_ledger
 from engine.recipe import load_recipe
 from engine.suites import locate, open_eval_set
-from engine.verb_measure import find_weights
+from engine.subject import find_weights
 from engine.verdict import weights_hash
 
 CPU = Launch(backend="cpu")
@@ -235,3 +235,26 @@ def test_keep_best_keeps_the_first_of_equals_and_mends_a_torn_one(tmp_path: Path
     assert keep_best(tmp_path, 3, metric="other", value=0.1)  # the user asked for another metric
     assert int(load_checkpoint(tmp_path / "best.pt")["x"]) == 3
     assert read_meta(tmp_path / "best.pt").facts == {"metric": "other", "value": 0.1}
+
+
+def test_an_exported_file_is_judged_like_its_run(world: Path, tmp_path: Path) -> None:
+    """Equal weights, suite, contract and seed: the same evaluation id, so the same verdicts."""
+    file = tmp_path / "model.safetensors"
+    assert run("weights", "export", world / "run", file, "--weights", "ema") == 0
+    assert run("eval", file, "--suite", "clean", "--data", world / "shards") == 0
+    (result,) = results(tmp_path / "model").values()
+    assert result == results(world / "run")["clean-ema"]
+    assert run("attack", file, "--eps", "16/255", "--steps", "2", "--data", world / "shards/val") == 0
+    assert set(results(tmp_path / "model")) == {"clean-ema", "pgd2_linf16-ema"}
+
+
+def test_an_exported_file_needs_images_and_has_one_kind_of_weights(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "raw.safetensors"
+    assert run("weights", "export", world / "run", file) == 0
+    capfd.readouterr()
+    assert run("eval", file) == 2
+    assert "names no data.val; give --data FOLDER" in capfd.readouterr().err
+    assert run("eval", file, "--weights", "ema", "--data", world / "shards/val") == 2
+    assert "holds raw weights; drop --weights" in capfd.readouterr().err
