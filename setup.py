@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=["bits", "data", "models", "robust", "engine"],
-    package_data={"engine": ["py.typed"]},
+    package_data={"engine": ["py.typed"], "data": ["suites/*.yaml"]},
     install_requires=[
         TORCH,
         "torchvision==0.24.*",

@@ -8,7 +8,7 @@ all classes too. The module also names the three other things one does with a fo
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,6 +26,17 @@ from data.verify import Report, info, verify
 __all__ = ["Report", "index_existing", "info", "make", "verify"]
 
 _EXTENSION_OF: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_MOST_WORKERS: Final = 2  # where the caller leaves the number open
+_WORTH_WORKERS: Final = 50_000_000  # image bytes: one process decodes them while the workers still start
+
+
+class Sample(NamedTuple):
+    """One image to write; `source` is what an error about it names."""
+
+    name: str  # string key
+    label: int
+    content: bytes
+    source: str
 
 
 class ShardTask(NamedTuple):
@@ -43,7 +54,7 @@ def make(
     samples_per_shard: int = 2000,
     max_bytes: int = 400_000_000,
     seed: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     overwrite: bool = False,
     classes: Sequence[str] | None = None,
     dataset: str | None = None,
@@ -51,9 +62,9 @@ def make(
     """Pack the ImageFolder tree `src` (or its `split` folder) into shards and an index in folder `dst`.
 
     A shard closes at `samples_per_shard` samples or `max_bytes` image bytes. Equal files and settings give
-    equal bytes whatever `num_workers` is. Every image is decoded once. `dst` appears when all is done: an
-    interrupted run leaves at most a `.partial` folder beside it. ValueError for files that are no images and
-    for a `dst` with content.
+    equal bytes whatever `num_workers` is (None: two, or none where there is little to do). Every image is
+    decoded once. `dst` appears when all is done: an interrupted run leaves at most a `.partial` folder beside
+    it. ValueError for files that are no images and for a `dst` with content.
     """
     src, dst = Path(src), Path(dst)
     _check_settings(
@@ -62,11 +73,11 @@ def make(
     source = list_images(src, split=split, classes=classes)
     order = np.argsort(hash64(seed, "shards", np.arange(len(source.images))), kind="stable")
     groups = _cut([source.images[i] for i in order], samples_per_shard, max_bytes)
-    with _whole_folder(dst) as folder:
+    with whole_folder(dst) as folder:
         tasks = [
             ShardTask(folder / f"{split}-{number:06d}.tar", images) for number, images in enumerate(groups)
         ]
-        shards = map_shards(_write_shard, tasks, num_workers)
+        shards = map_shards(_pack_shard, tasks, _workers(groups) if num_workers is None else num_workers)
         save_dataset(
             folder, shards, classes=source.classes, split=split, dataset=dataset or src.resolve().name
         )
@@ -88,7 +99,7 @@ def _check_settings(
 
 
 @contextmanager
-def _whole_folder(dst: Path) -> Iterator[Path]:
+def whole_folder(dst: Path) -> Iterator[Path]:
     """A temporary folder beside `dst`: takes its place when the block ends well, vanishes otherwise."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{dst.name}.partial-", dir=dst.parent))
@@ -118,17 +129,35 @@ def _cut(images: list[SourceImage], samples_per_shard: int, max_bytes: int) -> l
     return groups
 
 
-def _write_shard(task: ShardTask) -> Shard:
+def _workers(groups: list[list[SourceImage]]) -> int:
+    num_bytes = sum(image.num_bytes for images in groups for image in images)
+    return min(_MOST_WORKERS, len(groups)) if len(groups) > 1 and num_bytes > _WORTH_WORKERS else 0
+
+
+def _pack_shard(task: ShardTask) -> Shard:
+    return write_shard(
+        task.path,
+        (
+            Sample(image.name, image.label, image.path.read_bytes(), source=str(image.path))
+            for image in task.images
+        ),
+    )
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
+    """Write one tar and its arrays; every image is decoded once. ValueError naming the source of one that cannot be."""
     rows: list[Row] = []
-    with task.path.open("wb") as file:
+    names: list[str] = []
+    with path.open("wb") as file:
         writer = Writer(file)
-        for image in task.images:
-            content = image.path.read_bytes()
-            row = to_row(content, 0, image.label, source=str(image.path))
-            offset = writer.add(f"{image.name}.{_EXTENSION_OF[FORMATS[row[5] & FLAG_FORMAT]]}", content)
-            writer.add(f"{image.name}.cls", str(image.label).encode())
+        for sample in samples:
+            row = to_row(sample.content, 0, sample.label, source=sample.source)
+            extension = _EXTENSION_OF[FORMATS[row[5] & FLAG_FORMAT]]
+            offset = writer.add(f"{sample.name}.{extension}", sample.content)
+            writer.add(f"{sample.name}.cls", str(sample.label).encode())
             rows.append((offset, *row[1:]))
+            names.append(sample.name)
         writer.close()
         file.flush()
         os.fsync(file.fileno())
-    return describe_shard(task.path, rows, [image.name for image in task.images])
+    return describe_shard(path, rows, names)

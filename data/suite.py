@@ -118,7 +118,9 @@ def _read(path: Path) -> Suite:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"holds {type(content).__name__}; write the fields of a suite, one `name: value` a line")
+            raise ValueError(
+                f"holds {type(content).__name__}; write the fields of a suite, one `name: value` a line"
+            )
         _check_names(content)
         suite = Suite(**content)
         if suite.id != path.stem:
@@ -139,18 +141,26 @@ def _check_names(content: Iterable[object]) -> None:
             near = get_close_matches(str(name), known, n=1, cutoff=0)
             raise ValueError(f"{name!r} is not a field; did you mean {near[0]}?")
     if missing := [name for name in required if name not in given]:
-        raise ValueError(f"{', '.join(missing)} missing and without default; add {'it' if len(missing) == 1 else 'them'}")
+        raise ValueError(
+            f"{', '.join(missing)} missing and without default; add {'it' if len(missing) == 1 else 'them'}"
+        )
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or "\n" in value.strip():
-        raise ValueError(f"{name} {value!r} must be one line of text; put it in quotes, or behind >- on several lines")
+        raise ValueError(
+            f"{name} {value!r} must be one line of text; put it in quotes, or behind >- on several lines"
+        )
 
 
 def _check_crop(crop_pct: object, resize: str | None) -> None:
     if crop_pct is None:
         return
     if resize != "crop":
-        raise ValueError(f"crop_pct {crop_pct!r} counts for resize crop alone, and resize is {resize}; remove one")
+        raise ValueError(
+            f"crop_pct {crop_pct!r} counts for resize crop alone, and resize is {resize}; remove one"
+        )
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, int | float) or not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct {crop_pct!r} must be a number above 0 and at most 1; timm's default is 0.875")
+        raise ValueError(
+            f"crop_pct {crop_pct!r} must be a number above 0 and at most 1; timm's default is 0.875"
+        )

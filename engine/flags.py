@@ -133,7 +133,13 @@ def _add_shards(verbs: Any) -> None:
     example = "python launch_gpu.py shards make ~/imagenet/val shards/val"
     parser = _verb(verbs, "shards", "make, index, verify or describe shards", example)
     parser.add_argument("action", choices=["make", "index", "verify", "info", "digits"])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="SRC DST for make; DST otherwise")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="SRC DST for make (SRC cue64: the generated 64 px task and its shifted tests); DST otherwise",
+    )
     parser.add_argument("--split", help="make: take SRC/SPLIT and name the dataset's split")
     parser.add_argument(
         "--each",
@@ -142,7 +148,11 @@ def _add_shards(verbs: Any) -> None:
     )
     parser.add_argument("--samples-per-shard", type=int, default=2000)
     parser.add_argument("--size", type=int, default=32, help="digits: side in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="make: seed of the global shuffle")
+    parser.add_argument("--seed", type=int, default=0, help="make: seed of the global shuffle, and of cue64")
+    parser.add_argument("--correlation", type=float, help="make cue64: of texture and label (default 0.5)")
+    parser.add_argument("--num-train", type=int, help="make cue64: images to train on (default 20000)")
+    parser.add_argument("--num-val", type=int, help="make cue64: images in each test set (default 2000)")
+    parser.add_argument("--num-classes", type=int, help="make cue64: classes, up to 16 (default 10)")
     parser.add_argument(
         "--workers", type=int, help="processes (default: 2, or this one alone for few images)"
     )

@@ -111,22 +111,18 @@ def _entry(name: str, recipe: Recipe, root: Path | None, *, alone: bool) -> dict
         )
     if root is None:
         return {"suite": name}
+    inside = find_shards(root, name) or (find_shards(root, "val") if name == CLEAN else None)
     if (root / "index.json").is_file() and alone:
-        return {"suite": name, "data": str(root)}
-    if find_shards(root, name) is not None:
-        return {"suite": name, "data": str(root / name)}
-    if name == CLEAN:
-        val = find_shards(root, "val")
-        return {"suite": CLEAN, "data": str(val)} if val else _clean_of(recipe, root)
+        inside = root
+    if inside is None and alone and not (root.is_dir() and found_suites(root)):
+        inside = root  # not shards at all: opening it says what to do
+    if inside is not None:
+        return {"suite": name, "data": str(inside)}
     if (root / "index.json").is_file():
         raise ValueError(
             f"--data {root} holds the shards of one set; for several suites give the folder above it, with "
             "one folder of shards per suite"
         )
+    if name == CLEAN and not alone and recipe.data.val is not None and root.is_dir() and found_suites(root):
+        return {"suite": CLEAN}
     raise ValueError(f"--suite {name}: {_missing(root, name)}")
-
-
-def _clean_of(recipe: Recipe, root: Path) -> dict[str, str]:
-    if recipe.data.val is None:
-        raise ValueError(f"--suite clean: {_missing(root, CLEAN)}; or give --data the clean shards")
-    return {"suite": CLEAN}

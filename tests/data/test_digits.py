@@ -9,6 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data.digits import write_digits
+from data.order import hash64
+from data.shifts import SHIFTS
 
 GOLDEN_VAL = ["0002", "0006", "0008", "0014", "0018", "0019", "0020", "0029"]
 
@@ -77,3 +79,25 @@ def test_missing_scikit_learn_names_the_extra(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match=r"\[demo\]"):
         write_digits(tmp_path / "d")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_shift_has_the_held_out_scans_under_their_names(tree: Path, name: str) -> None:
+    """So that its verdicts pair up with the clean ones, image by image; every picture is the shift of its scan."""
+    paths = sorted(path.relative_to(tree / "val") for path in (tree / "val").rglob("*.png"))
+    folder = tree / f"digits-{name}"
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*.png")) == paths
+    for path in paths[::40]:
+        with Image.open(tree / "val" / path) as clean, Image.open(folder / path) as shifted:
+            assert shifted.mode == "RGB"
+            seed = int(hash64("digits shift", name, path.with_suffix("").as_posix()))
+            assert np.array_equal(np.asarray(shifted), SHIFTS[name](np.asarray(clean), seed))
+
+
+def test_every_run_writes_the_same_bytes(tree: Path, tmp_path: Path) -> None:
+    write_digits(tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == bytes_of(tree)
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.png")}

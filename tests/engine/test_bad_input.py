@@ -193,7 +193,7 @@ def test_two_datasets_of_different_classes(world: Path, refused: Refusal) -> Non
     says = r"data\.val .* has 5 classes and the training shards have 4; the model would be misjudged"
     refused("train", world / "recipe.yaml", "--output", world / "new", says=says)
     refused("eval", world / "run", says=r"data\.val .* has 5 classes")
-    refused("eval", world / "run", "--data", world / "shards" / "val", says=r"--data .* has 5 classes")
+    refused("eval", world / "run", "--data", world / "shards" / "val", says=r"suite clean: .* has 5 classes")
 
 
 def test_classes_of_other_names(world: Path, refused: Refusal) -> None:
