@@ -124,6 +124,10 @@ class XlaEnvironment:
 
     def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
         held = copies(tensors)
+        if self._mesh is not None:
+            # Divided over devices, a copy would be put together at each read, by a graph that is compiled each time.
+            for tensor in held.values():
+                spmd.annotate_custom_sharding(tensor, self._mesh, (None,) * tensor.dim())
         self.cut()
         self._later.put(lambda: {name: tensor.cpu() for name, tensor in held.items()}, fn)
 

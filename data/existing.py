@@ -26,13 +26,20 @@ def index_existing(
     data set and split from the arguments, the older index, or the names of folder and first shard. ValueError
     naming shard and key for whatever training could stumble over; then what was there before stays as it is.
     """
-    dst = Path(dst)
+    write_index(Path(dst), Path(dst), split=split, dataset=dataset, num_workers=num_workers)
+    return load_index(dst)
+
+
+def write_index(
+    dst: Path, into: Path, *, split: str | None = None, dataset: str | None = None, num_workers: int = 0
+) -> None:
+    """Put the index of the tars in `dst` into folder `into`; otherwise as `index_existing`."""
     paths = sorted(dst.glob("*.tar"))
     if not paths:
         raise FileNotFoundError(f"no *.tar files in {dst}; give the folder that holds the shards")
     before = _older_index(dst)
     stem = paths[0].stem.rstrip("0123456789").rstrip("-_.")
-    staged = Path(tempfile.mkdtemp(prefix=".index.partial-", dir=dst))
+    staged = Path(tempfile.mkdtemp(prefix=".index.partial-", dir=into))
     try:
         shards = map_shards(partial(_index_shard, staged=staged), paths, num_workers)
         save_dataset(
@@ -42,10 +49,9 @@ def index_existing(
             split=split or (before.split if before else stem or dst.name),
             dataset=dataset or (before.dataset if before else dst.resolve().name),
         )
-        _put_in_place(staged, dst)
+        _put_in_place(staged, into)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return load_index(dst)
 
 
 def _put_in_place(staged: Path, dst: Path) -> None:

@@ -3,12 +3,13 @@
 `index.json` describes the data set; next to each shard NAME lie `NAME.idx.npy` (one record per sample, see
 RECORD) and `NAME.keys.npy` (string keys, fixed-width bytes). The arrays are memory-mapped: ImageNet opens in
 a fraction of a second, in as many processes as wanted, and no pickle is involved. A sample's *key* in a batch
-is its position over all shards.
+is its position over all shards. The index of a remote folder is copied to the cache and opened there.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data.cache import Cache
+from data.remote import Retry, is_url, to_url
+from data.store import LocalShards, RemoteShards, ShardStore
 
 SCHEMA_VERSION: Final = 1
 INDEX_FILE: Final = "index.json"
@@ -77,10 +82,15 @@ class Description:
 
 
 class DatasetIndex:
-    """An opened index. Travels to worker processes as a path and is mapped again there."""
+    """An opened index: its folder, and a store that has the shards' bytes. Travels to worker processes as a path
+    and is mapped again there.
+    """
 
-    def __init__(self, root: Path, description: Description, records: list[NDArray[np.void]]) -> None:
+    def __init__(
+        self, root: Path, description: Description, records: list[NDArray[np.void]], *, store: ShardStore
+    ) -> None:
         self.root = root
+        self.store = store
         self.description = description
         self.dataset_id = description.dataset_id
         self.num_samples = description.num_samples
@@ -127,22 +137,39 @@ class DatasetIndex:
             self._names[shard] = _open_array(path, self.shards[shard], self.root, _is_names)
         return self._names[shard]
 
-    def __reduce__(self) -> tuple[Callable[[Path, str], "DatasetIndex"], tuple[Path, str]]:
-        return _reopen, (self.root, self.dataset_id)
+    def __reduce__(self) -> tuple[Callable[..., "DatasetIndex"], tuple[Path, str, ShardStore]]:
+        return _reopen, (self.root, self.dataset_id, self.store)
 
 
-def load_index(root: str | Path) -> DatasetIndex:
-    """Open the index in folder `root`; FileNotFoundError or ValueError naming what does not fit and the
-    remedy.
+def load_index(
+    root: str | Path,
+    *,
+    cache: Cache | None = None,
+    retry: Retry | None = None,
+    build: bool = False,
+    allow_pipes: bool = False,
+) -> DatasetIndex:
+    """Open the index in folder `root`, or behind a URL (https, http, gs, s3, hf; `pipe:COMMAND {name}` if allowed).
 
-    Checks what costs little: schema, sizes, counts, extents, labels. `data.shards.verify` reads the bytes.
+    `cache` (default: `Cache.default()`) keeps what is remote. `build` writes an index for local shards that have
+    none, into their folder, or into the cache where that is read-only. Checks what costs little: schema, sizes,
+    counts, extents, labels; `data.shards.verify` reads the bytes. FileNotFoundError or ValueError naming what
+    does not fit and the remedy; RemoteError where a URL does not answer.
     """
+    # Imported here: both write what they then open through this module.
+    from data.built import index_folder
+    from data.mirror import mirror_index
+
+    if is_url(root):
+        url, cache, retry = to_url(root, allow_pipes=allow_pipes), cache or Cache.default(), retry or Retry()
+        folder = mirror_index(url, cache, retry=retry)
+        return _checked(_open(folder, RemoteShards(url=url, cache=cache, retry=retry)))
     root = Path(root)
-    index = _open(root)
-    for number, shard in enumerate(index.shards):
+    folder = index_folder(root, cache or Cache.default()) if build else root
+    index = _open(folder, LocalShards(root))
+    for shard in index.shards:
         _check_shard_file(root, shard)
-        _check_records(root, shard, index.records(number), num_classes=len(index.classes))
-    return index
+    return _checked(index)
 
 
 def save_index(root: Path, description: Description) -> None:
@@ -159,14 +186,19 @@ def read_description(root: Path) -> Description:
         raise FileNotFoundError(
             f"no {INDEX_FILE} in {root}; write one with `shards index {root}`, or use `shards make`"
         )
+    return parse_description(path.read_bytes(), source=str(path), root=str(root))
+
+
+def parse_description(text: bytes, *, source: str, root: str) -> Description:
+    """index.json's contents, checked; ValueError naming `source`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         found = content.get("version") if isinstance(content, dict) else None
         if found != SCHEMA_VERSION:
             raise ValueError(f"schema version {found!r}, this program reads version {SCHEMA_VERSION}")
         return _parse(content)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; write it again with `shards index {root}`") from None
+        raise ValueError(f"{source}: {error}; write it again with `shards index {root}`") from None
 
 
 def _parse(content: dict[str, Any]) -> Description:
@@ -177,13 +209,19 @@ def _parse(content: dict[str, Any]) -> Description:
     for shard in shards:
         if Path(shard.name).name != shard.name or shard.name in ("", ".", ".."):
             raise ValueError(f"shard name {shard.name!r} is not a plain file name")
+        # Hashes name files in the cache, so a hostile index must not put a path there.
+        for found in (shard.sha256, shard.index_sha256, shard.keys_sha256):
+            if not re.fullmatch("[0-9a-f]{64}", found):
+                raise ValueError(f"shard {shard.name} has the hash {found!r}, not 64 hex digits")
+        if not (isinstance(shard.size, int) and shard.size > 0):
+            raise ValueError(f"shard {shard.name} has size {shard.size!r}")
     total = sum(shard.num_samples for shard in shards)
     if total != description.num_samples:
         raise ValueError(f"num_samples {description.num_samples} but its shards hold {total}")
     return description
 
 
-def _open(root: Path) -> DatasetIndex:
+def _open(root: Path, store: ShardStore) -> DatasetIndex:
     description = read_description(root)
     return DatasetIndex(
         root,
@@ -192,11 +230,18 @@ def _open(root: Path) -> DatasetIndex:
             _open_array(root / f"{shard.name}.idx.npy", shard, root, _is_records)
             for shard in description.shards
         ],
+        store=store,
     )
 
 
-def _reopen(root: Path, dataset_id: str) -> DatasetIndex:
-    index = _open(root)
+def _checked(index: DatasetIndex) -> DatasetIndex:
+    for number, shard in enumerate(index.shards):
+        _check_records(index.root, shard, index.records(number), num_classes=len(index.classes))
+    return index
+
+
+def _reopen(root: Path, dataset_id: str, store: ShardStore) -> DatasetIndex:
+    index = _open(root, store)
     if index.dataset_id != dataset_id:
         raise ValueError(f"{root}: the index changed while it was in use; start again")
     return index

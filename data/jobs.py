@@ -5,7 +5,6 @@ user must see are returned, not raised: torch would wrap a raised one in the wor
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from data.batch import Batch
 from data.decode import decode
 from data.draws import MixSettings, draw_eval, draw_train
 from data.index import DatasetIndex
-from data.order import Cursor, permutation, sample_seed
+from data.order import Cursor, sample_seed
 from data.read import ShardReader
 from data.transform import AugmentSettings, EvalTransform, train_transform
-
-_order = lru_cache(maxsize=2)(permutation)  # 0.15 s for ImageNet; a worker straddles at most two epochs
+from data.window import SampleOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +26,7 @@ class TrainBatches(Dataset[Batch | Exception]):
     """Cursor -> this rank's batch."""
 
     reader: ShardReader
+    order: SampleOrder
     seed: int
     rank: int
     local_batch: int
@@ -45,7 +44,7 @@ class TrainBatches(Dataset[Batch | Exception]):
         epoch, consumed = cursor
         first = consumed + self.rank * self.local_batch
         positions = np.arange(first, first + self.local_batch, dtype=np.int64)
-        keys = _order(self.reader.index.num_samples, seed=self.seed, epoch=epoch)[positions]
+        keys = self.order.keys(positions, epoch=epoch)
         seeds = sample_seed(positions, seed=self.seed, epoch=epoch)
         draws = draw_train(
             positions,

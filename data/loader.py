@@ -7,7 +7,8 @@ DataLoader serves all epochs, so workers start once and read ahead over the epoc
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,12 +19,16 @@ from data.batch import Batch
 from data.draws import MixSettings
 from data.index import DatasetIndex
 from data.jobs import EvalBatches, TrainBatches
+from data.lookahead import ahead_of, eval_needs, train_needs
 from data.order import Cursor, advance, plan_eval, plan_train
 from data.read import ShardReader
+from data.store import RemoteShards
 from data.transform import AugmentSettings, EvalTransform
+from data.window import FullOrder, SampleOrder, WindowOrder
 from data.workers import start_worker, worker_context
 
 _PREFETCH = 2  # batches that each worker makes ahead
+_SHARDS_AHEAD: Final = 4  # remote shards on their way while an evaluation reads one
 
 
 def train_loader(
@@ -39,22 +44,28 @@ def train_loader(
     transform_of_epoch: Sequence[AugmentSettings],
     mix_of_epoch: Sequence[MixSettings],
     num_workers: int,
+    window: int | None = None,
 ) -> Iterator[tuple[Cursor, Batch]]:
     """This rank's share of every global batch from `start` to the end of epoch `num_epochs - 1`.
+
+    `window`: shards that are shuffled together (see `data.window`); None shuffles all samples of the epoch, which
+    needs remote data whole in the cache.
 
     Yields (cursor after the batch, Batch); storing that cursor and passing it as `start` continues exactly.
     The last batch of an epoch comes with Cursor(epoch + 1, 0). ValueError for settings that cannot work, at
     the call; BadSample while iterating.
     """
-    _check_layout(
+    check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
     )
-    _check_epochs(transform_of_epoch, mix_of_epoch, num_epochs)
+    check_epochs(transform_of_epoch, mix_of_epoch, num_epochs)
     plan_train(index.num_samples, global_batch, start, num_epochs)  # refuses what cannot be planned
     if any(mix.is_on for mix in mix_of_epoch[start.epoch : num_epochs]):
-        _check_pairs(global_batch // world_size, start)
+        check_pairs(global_batch // world_size, start)
+    order = train_order(index, seed=seed, window=window)
     jobs = TrainBatches(
         reader=ShardReader(index),
+        order=order,
         seed=seed,
         rank=rank,
         local_batch=global_batch // world_size,
@@ -63,7 +74,23 @@ def train_loader(
         mix_of_epoch=tuple(mix_of_epoch),
     )
     plan = _TrainPlan(index.num_samples, global_batch, start, num_epochs)
-    return _iterate_train(jobs, plan, num_workers)
+    size = index.num_samples
+    return ahead_of(
+        _iterate_train(jobs, plan, num_workers),
+        index,
+        train_needs(order, start, num_samples=size, num_epochs=num_epochs),
+        start=start.epoch * size + start.consumed,
+        position_after=lambda item: item[0].epoch * size + item[0].consumed,
+        num_ahead=1,
+    )
+
+
+def train_order(index: DatasetIndex, *, seed: int, window: int | None) -> SampleOrder:
+    """The order that `train_loader` follows. ValueError for a window that cannot be, or not be cached."""
+    counts = [shard.num_samples for shard in index.shards]
+    if isinstance(index.store, RemoteShards):
+        index.store.check_room(index.shards, len(counts) if window is None else 2 * window)
+    return FullOrder(counts, seed=seed) if window is None else WindowOrder(counts, seed=seed, window=window)
 
 
 def eval_loader(
@@ -81,7 +108,7 @@ def eval_loader(
     """This rank's share of ceil(M / global_batch) batches over M keys (all of them for None), each key once
     over all ranks; slots past the end are masked. ValueError as in `train_loader`.
     """
-    _check_layout(
+    check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
     )
     chosen = (
@@ -90,7 +117,15 @@ def eval_loader(
     local = global_batch // world_size
     shares = [row[rank * local : (rank + 1) * local] for row in plan_eval(chosen, global_batch)]
     jobs = EvalBatches(reader=ShardReader(index), seed=seed, image_size=image_size, resize=resize)
-    return _iterate(jobs, _EvalPlan(shares), num_workers)
+    ends = count(global_batch, global_batch)
+    return ahead_of(
+        _iterate(jobs, _EvalPlan(shares), num_workers),
+        index,
+        eval_needs(index, chosen),
+        start=0,
+        position_after=lambda _: next(ends),
+        num_ahead=_SHARDS_AHEAD,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,9 +180,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _check_layout(
-    global_batch: int, *, rank: int, world_size: int, image_size: int, num_workers: int
-) -> None:
+def check_layout(global_batch: int, *, rank: int, world_size: int, image_size: int, num_workers: int) -> None:
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} processes does not exist; ranks are 0..world_size-1")
     if global_batch < 1 or global_batch % world_size:
@@ -164,7 +197,7 @@ def _check_layout(
         )
 
 
-def _check_epochs(
+def check_epochs(
     transforms: Sequence[AugmentSettings], mixes: Sequence[MixSettings], num_epochs: int
 ) -> None:
     for name, settings in (("transform_of_epoch", transforms), ("mix_of_epoch", mixes)):
@@ -174,7 +207,7 @@ def _check_epochs(
             )
 
 
-def _check_pairs(local_batch: int, start: Cursor) -> None:
+def check_pairs(local_batch: int, start: Cursor) -> None:
     if local_batch % 2:
         raise ValueError(
             f"batch {local_batch} per process is odd but mixing pairs neighbours; "

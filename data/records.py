@@ -4,8 +4,9 @@ import hashlib
 import importlib.metadata
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -72,10 +73,18 @@ def describe_shard(path: Path, rows: list[Row], names: list[str], *, folder: Pat
 
 def map_shards(function: Callable[[Task], Shard], tasks: Iterable[Task], num_workers: int) -> list[Shard]:
     """`function` of every task, in order, in `num_workers` processes (0: in this one)."""
+    with shard_workers(num_workers) as run:
+        return list(run(function, tasks))
+
+
+@contextmanager
+def shard_workers(num_workers: int) -> Iterator[Callable[..., Iterable[Shard]]]:
+    """`map` in `num_workers` processes (0: in this one), which stay for several calls."""
     if num_workers == 0:
-        return [function(task) for task in tasks]
+        yield map
+        return
     with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
-        return list(pool.map(function, tasks))
+        yield pool.map
 
 
 def save_dataset(

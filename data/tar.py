@@ -8,7 +8,8 @@ the offset.
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -19,6 +20,9 @@ _MAX_EXTENSION: Final = 1 << 20  # a pax or long-name header larger than this is
 _HARMLESS_PAX: Final = frozenset(
     {"mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment", "charset"}
 )
+
+_MAX_STREAMED: Final = 1 << 28
+Read = Callable[[int, int], bytes]  # (size, offset) -> bytes, as pread
 
 
 class Member(NamedTuple):
@@ -32,14 +36,25 @@ def scan(path: Path) -> Iterator[Member]:
 
     Reads headers only, so a scan costs one or two small reads per member, whatever the size of the shard.
     """
-    seen: set[str] = set()
     with path.open("rb", buffering=0) as file:
-        for member in _members(file, path):
-            _check_name(member, path)
-            if member.name in seen:
-                raise _error(path, member.offset, f"member {member.name!r} appears twice")
-            seen.add(member.name)
-            yield member
+        read = partial(os.pread, file.fileno())
+        yield from _checked(_members(read, path, total=os.fstat(file.fileno()).st_size), path)
+
+
+def stream(chunks: Iterator[bytes], name: str) -> Iterator[tuple[Member, bytes]]:
+    """Yield the regular files of a tar that arrives in chunks, with their bytes; as strict as `scan`.
+
+    ValueError when the chunks end before the archive does. Each member is in memory whole, so one above 256 MB
+    is refused.
+    """
+    path, forward = Path(name), _Forward(chunks)
+    for member in _checked(_members(forward.read, path, total=None), path):
+        if member.size > _MAX_STREAMED:
+            raise _error(path, member.offset, f"member {member.name!r} has {member.size} bytes, too many")
+        content = forward.read(member.size, member.offset)
+        if len(content) < member.size:
+            raise _error(path, member.offset, f"the stream ends inside member {member.name!r}: it was cut")
+        yield member, content
 
 
 class Writer:
@@ -74,23 +89,54 @@ class Writer:
         self._offset += len(content)
 
 
-def _members(file: BinaryIO, path: Path) -> Iterator[Member]:
-    total, offset, long_name = os.fstat(file.fileno()).st_size, 0, ""
+class _Forward:
+    """Reads at growing offsets of a stream, like pread of a file. What lies before an offset is gone."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._held, self._start = chunks, bytearray(), 0
+
+    def read(self, size: int, offset: int) -> bytes:
+        """`size` bytes at `offset`, fewer at the stream's end."""
+        assert offset >= self._start, "a stream is read forwards"
+        while self._start + len(self._held) < offset + size:
+            self._drop(offset)
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            self._held += chunk
+        self._drop(offset)
+        return bytes(self._held[:size]) if self._start == offset else b""
+
+    def _drop(self, offset: int) -> None:
+        passed = min(offset - self._start, len(self._held))
+        del self._held[:passed]
+        self._start += passed
+
+
+def _checked(members: Iterator[Member], path: Path) -> Iterator[Member]:
+    seen: set[str] = set()
+    for member in members:
+        _check_name(member, path)
+        if member.name in seen:
+            raise _error(path, member.offset, f"member {member.name!r} appears twice")
+        seen.add(member.name)
+        yield member
+
+
+def _members(read: Read, path: Path, *, total: int | None) -> Iterator[Member]:
+    offset, long_name = 0, ""
     while True:
-        header = os.pread(file.fileno(), BLOCK, offset)
+        header = read(BLOCK, offset)
         if header == bytes(BLOCK):
-            return _check_end(file, path, offset, pending=long_name)
+            return _check_end(read, path, offset, pending=long_name)
         kind, name, size = _parse(header, path, offset)
         data, end = offset + BLOCK, offset + BLOCK + size + -size % BLOCK
-        if end > total:
+        if total is not None and end > total:
             raise _error(
                 path, offset, f"member {name!r} ends at byte {end} but the file at {total}: it was cut"
             )
         if kind in (b"x", b"g", b"L"):
-            long_name = (
-                _extension(os.pread(file.fileno(), min(size, _MAX_EXTENSION), data), kind, path, offset)
-                or long_name
-            )
+            long_name = _extension(read(min(size, _MAX_EXTENSION), data), kind, path, offset) or long_name
         elif kind in (b"0", b"\0", b"7"):
             yield Member(long_name or name, data, size)
             long_name = ""
@@ -143,13 +189,13 @@ def _extension(content: bytes, kind: bytes, path: Path, offset: int) -> str:
     return name
 
 
-def _check_end(file: BinaryIO, path: Path, offset: int, *, pending: str) -> None:
-    if os.pread(file.fileno(), BLOCK, offset + BLOCK) != bytes(BLOCK):
+def _check_end(read: Read, path: Path, offset: int, *, pending: str) -> None:
+    if read(BLOCK, offset + BLOCK) != bytes(BLOCK):
         raise _error(path, offset, "half an end-of-archive marker: the file was cut or damaged")
     if pending:
         raise _error(path, offset, f"the long name {pending!r} has no member: the file is damaged")
     tail = offset + 2 * BLOCK
-    while content := os.pread(file.fileno(), 1 << 20, tail):
+    while content := read(1 << 20, tail):
         if content.strip(b"\0"):
             raise _error(path, tail, "data after the end-of-archive marker: concatenated tars are not read")
         tail += len(content)

@@ -74,13 +74,16 @@ def _class_difference(found: Sequence[str], trained: Sequence[str]) -> str:
     return f"has class {found[place]!r} as number {place}, the training shards have {trained[place]!r} there"
 
 
-def check_model(recipe: Recipe) -> None:
-    """Refuses a model that cannot be built; on the meta device, so no memory is filled and nothing is trained."""
+def check_model(recipe: Recipe, *, num_classes: int | None = None) -> PixelModel:
+    """Refuses a model that cannot be built; on the meta device, so no memory is filled and nothing is trained.
+
+    The model without values; `num_classes` None: those of the recipe, else 1000.
+    """
     extra: dict[str, Any] = dict(recipe.model.args)
     with torch.device("meta"):
-        create_model(
+        return create_model(
             recipe.model.name,
-            num_classes=recipe.data.num_classes or 1000,
+            num_classes=num_classes or recipe.data.num_classes or 1000,
             image_size=recipe.data.image_size,
             mean=recipe.model.mean,
             std=recipe.model.std,

@@ -49,6 +49,7 @@ class Evaluator:
     ledger: Path
     recipe: str  # hash of the recipe that trained the model
     stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
+    on_progress: Callable[[int, int], None] = lambda done, total: None  # images, after each batch
 
     def run(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         """Judges what is not in the ledger yet and returns the result as plain values."""
@@ -61,8 +62,7 @@ class Evaluator:
             self.env.barrier()  # every writer's file exists before anyone reads what is done
             left = self._left(keys, identity, components)
             self._agree_on(identity, left)  # nobody writes before everyone has read
-            steps = entry.steps if isinstance(entry, AttackEval) else 0
-            write = partial(self._write, writer, identity, components, steps)
+            write = partial(self._write, writer, identity, components, _effort(entry))
             try:
                 self._judge(entry, left, write)
             finally:
@@ -73,7 +73,16 @@ class Evaluator:
     def _describe(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         attack = None
         if isinstance(entry, AttackEval):
-            fields = ("attack", "norm", "eps", "step_size", "steps", "random_start")
+            fields = (
+                "attack",
+                "norm",
+                "eps",
+                "step_size",
+                "steps",
+                "random_start",
+                "restarts",
+                "best_iterate",
+            )
             attack = {name: getattr(entry, name) for name in fields}
         # The subset is part of the id: sums over the rows of one id are always over one set of images.
         subset = self.suite if entry.num_images is None else f"{self.suite}[{entry.num_images}]"
@@ -149,7 +158,7 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch in self._loader(entry, keys, self.num_workers):
+            for number, batch in enumerate(self._loader(entry, keys, self.num_workers), start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
                 image = fed.image.float() / 255.0
                 verdicts = self._verdicts(CLEAN, image, fed)
@@ -157,6 +166,8 @@ class Evaluator:
                     verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
                 self.env.cut()
                 self.env.later(verdicts, partial(write, batch))
+                done = number * len(batch.key) * self.env.world_size
+                self.on_progress(min(done, len(keys)), len(keys))
                 if self.env.agree(int(self.stop_asked())):
                     self.env.flush()
                     raise Stopped
@@ -170,7 +181,13 @@ class Evaluator:
 
     def _attack(self, entry: AttackEval, image: Tensor, batch: Batch) -> Tensor:
         pgd = build_pgd(
-            self.env, steps=entry.steps, step_size=entry.step_size, random_start=entry.random_start
+            self.env,
+            norm=entry.norm,
+            steps=entry.steps,
+            step_size=entry.step_size,
+            random_start=entry.random_start,
+            restarts=entry.restarts,
+            best_iterate=entry.best_iterate,
         )
         eps = self.env.feed({"eps": torch.tensor(entry.eps)}, split=False)["eps"]
         target = batch.label.clamp(min=0)  # padding slots have no label; their verdicts are not written
@@ -181,12 +198,13 @@ class Evaluator:
         writer: LedgerWriter,
         identity: str,
         components: Sequence[str],
-        steps: int,
+        effort: tuple[int | None, int],
         batch: Batch,
         verdicts: dict[str, Tensor],
     ) -> None:
         """One transaction for all rows of a batch."""
         rows = []
+        step, queries = effort
         clean = verdicts[f"{CLEAN}/correct"].tolist()
         for component in components:
             columns = [
@@ -209,8 +227,8 @@ class Evaluator:
                         top5=bool(top5),
                         margin=margin,
                         broken_by=component if broken else None,
-                        step=steps if broken else None,  # PGD judges its last iterate
-                        queries=None if component == CLEAN else steps,
+                        step=step if broken else None,
+                        queries=None if component == CLEAN else queries,
                     )
                 )
         writer.write(rows)
@@ -241,6 +259,17 @@ class Evaluator:
             **summary,
             "interval": list(interval),
         }
+
+
+def _effort(entry: SuiteEval | AttackEval) -> tuple[int | None, int]:
+    """For an attack's rows: the step whose iterate is judged, and how many gradients were asked per image.
+
+    No step where the strongest of several iterates or restarts is judged: which one it was is not kept.
+    """
+    if not isinstance(entry, AttackEval):
+        return None, 0
+    is_last = entry.restarts == 1 and not entry.best_iterate
+    return entry.steps if is_last else None, entry.restarts * entry.steps
 
 
 def contract_id(transform: EvalTransform, image_size: int) -> str:

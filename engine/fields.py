@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
 )
 
 from engine.values import (
@@ -100,8 +101,10 @@ class OptimSection(Section):
 
 
 class AttackSection(Section):
-    norm: Literal["linf"]
-    eps: PositiveRadius
+    """The attack of training: it keeps its last iterate."""
+
+    norm: Literal["linf", "l2"]
+    eps: PositiveRadius  # in this norm, pixel units
     step_size: PositiveRadius
     steps: PositiveInt
     random_start: bool = True
@@ -184,18 +187,37 @@ class SuiteEval(EvalSection):
         return self.suite
 
 
+def _not_alike(restarts: int, info: ValidationInfo) -> int:
+    if restarts > 1 and info.data.get("random_start") is False:
+        raise ValueError(
+            f"is {restarts}, but without a random start all restarts are alike; give 1, or start at random"
+        )
+    return restarts
+
+
 class AttackEval(EvalSection):
     attack: Literal["pgd"]
-    norm: Literal["linf"]
-    eps: PositiveRadius
+    norm: Literal["linf", "l2"]
+    eps: PositiveRadius  # in this norm, pixel units
     step_size: PositiveRadius
     steps: PositiveInt
     random_start: bool = True
+    restarts: Annotated[PositiveInt, AfterValidator(_not_alike)] = (
+        1  # random starts; the strongest result counts
+    )
+    best_iterate: bool = False  # the strongest iterate counts, not the last
 
     @property
     def name(self) -> str:
-        """Such as pgd20_linf8: the radius in 1/255, rounded."""
-        return f"{self.attack}{self.steps}_{self.norm}{round(self.eps * 255)}"
+        """Such as pgd20_linf8 (eps in 1/255), pgd20_l2_0.5, pgd20_linf0.5_r5_best."""
+        many = f"_r{self.restarts}" if self.restarts > 1 else ""
+        best = "_best" if self.best_iterate else ""
+        return f"{self.attack}{self.steps}_{radius_name(self.norm, self.eps)}{many}{best}"
+
+
+def radius_name(norm: str, eps: float) -> str:
+    """linf8 for 8/255, l2_0.5 for 0.5: four digits."""
+    return f"linf{eps * 255:.4g}" if norm == "linf" else f"{norm}_{eps:.4g}"
 
 
 def _entry_kind(value: object) -> str:
@@ -227,4 +249,9 @@ class RunSection(Section):
         None  # name of an evaluation with `every`: its best weights stay as checkpoints/best.pt
     )
     gallery_images: NonNegativeInt = 8  # kept of each evaluation after the last epoch, for the report
+    tensorboard: bool = True  # events in tensorboard/ of the run folder
+    wandb: Annotated[str, Field(min_length=1)] | None = None  # project of Weights & Biases; None: off
+    preview_images: NonNegativeInt = (
+        8  # of a training batch, for the trackers, at most once an epoch; 0: none
+    )
     max_steps: PositiveInt | None = None  # stop early; the schedule does not change

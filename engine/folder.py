@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ import torch
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
+from engine.machine import git_commit
 from engine.recipe import Recipe, load_recipe
 
 PACKAGES = ("torch", "torchvision", "torch_xla", "timm", "accelerate", "numpy", "pillow")
@@ -101,7 +101,7 @@ def describe_environment(env: Environment) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "backend": env.backend,
         "device": _device_name(env),
         "world_size": env.world_size,
@@ -122,12 +122,3 @@ def _version(name: str) -> str | None:
 
 def _device_name(env: Environment) -> str:
     return torch.cuda.get_device_name(env.device) if env.backend == "cuda" else str(env.device)
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -1,22 +1,40 @@
-"""What a run says while it runs: `log.jsonl` for machines, plain lines for people, both from rank 0 only."""
+"""What a run says while it runs: `log.jsonl` and trackers for machines, lines and a bar for people; rank 0 only."""
 
-import contextlib
 import json
 import math
 import os
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+
+from engine.progress import PlainProgress, Progress, open_progress
+from engine.tracker import Trackers
 
 
 class RunLog:
     """Appends one JSON object a line. Each has `event` and `time` (seconds since the epoch); see TRAIN.md."""
 
-    def __init__(self, path: Path | None) -> None:
-        """`path` None: nothing is written (ranks other than 0)."""
+    def __init__(self, path: Path | None, *, progress: Progress | None = None) -> None:
+        """`path` None: nothing is written (ranks other than 0). `progress` None: plain lines."""
         self._path = path
+        self._progress = progress or PlainProgress()
         self._begun = False
+        self._step: int | None = None
+        self.trackers = Trackers()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close(exit_code=0 if exception[0] is None else 1)
+
+    def close(self, *, exit_code: int) -> None:
+        """The bar goes, trackers are told how the run ended; once, later calls do nothing."""
+        self._progress.close()
+        self.trackers.close(exit_code)
 
     @property
     def is_open(self) -> bool:
@@ -24,8 +42,11 @@ class RunLog:
         return self._path is not None
 
     def write(self, event: str, **values: Any) -> None:
+        """One entry; an `eval` of a training gets the `step` it was made at."""
         if self._path is None:
             return
+        if event == "eval" and self._step is not None:
+            values = {"step": self._step, **values}
         entry = {"event": event, "time": round(time.time(), 3), **values}
         # JSON has no NaN: a diverged loss is null.
         plain = {
@@ -40,13 +61,43 @@ class RunLog:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
+        self.trackers.entry(event, values.get("step", 0), values)
 
-    def say(self, text: str) -> None:
-        """A line for the person who watches."""
+    def report(self, text: str, values: Mapping[str, Any]) -> None:
+        """A `train` entry, and the same as a line or in the bar."""
+        self.write("train", **values)
         if self._path is not None:
-            # A terminal that was closed, or `| head`, must not cost a run.
-            with contextlib.suppress(OSError):
-                print(text, file=sys.stderr, flush=True)
+            self._progress.report(text, values)
+
+    def say(self, text: str, *, important: bool = False) -> None:
+        """A line for the person who watches; only `important` ones are left under --quiet."""
+        if self._path is not None:
+            self._progress.say(text, important=important)
+
+    def reached(self, step: int, total: int) -> None:
+        """The training has made `step` of `total` updates. Every update says so: no device is read for it."""
+        self._step = step
+        if self._path is not None:
+            self._progress.advance("train", step, total)
+
+    def judged(self, name: str, done: int, total: int) -> None:
+        """Evaluation `name` has judged `done` of the `total` images it had to."""
+        if self._path is not None:
+            self._progress.advance(name, done, total)
+
+    def preview(self, step: int, preview: Tensor) -> None:
+        """Images of a training batch, see Trackers."""
+        if self._path is not None:
+            self.trackers.preview(step, preview)
+
+    def flush(self) -> None:
+        """What was said up to here survives a kill, in the trackers too."""
+        self.trackers.flush()
+
+
+def open_log(path: Path, rank: int, *, quiet: bool) -> RunLog:
+    """The log of this process: it speaks on rank 0, on a terminal with a bar."""
+    return RunLog(path, progress=open_progress(quiet=quiet)) if rank == 0 else RunLog(None)
 
 
 def _line_break(path: Path) -> str:

@@ -31,6 +31,7 @@ from engine.recipe import Recipe
 from engine.schedule import lr_at, warmup_at
 from engine.step import METERS, TrainStep, step_settings
 from engine.stop import Stopped, StopRequest, steps_until_report
+from engine.tracker import WARMED_UP
 
 
 @dataclass(slots=True)
@@ -50,6 +51,9 @@ class Loop:
     _clock: Clock = field(init=False, default_factory=Clock)
     _next_report: int = field(init=False)
     _lr: float = field(init=False, default=0.0)
+    _warmed_up: dict[str, float] = field(init=False, default_factory=dict)
+    _preview: Tensor | None = field(init=False, default=None)
+    _epoch_shown: int = field(init=False, default=-1)
     _saved_step: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
@@ -97,6 +101,8 @@ class Loop:
             if step(fed, self._knobs()):
                 self.state.step += 1
                 self.state.epoch, self.state.consumed = cursor.epoch, cursor.consumed
+                self._preview = step.preview
+                self.log.reached(self.state.step, self.num_updates)
                 self._after_update()
                 if self.state.step >= self.num_updates:
                     return
@@ -118,9 +124,15 @@ class Loop:
             epochs=recipe.run.epochs,
             global_batch=self.layout.global_batch,
         )
+        eps = attack.eps * values.eps_scale if attack else 0.0
+        self._warmed_up = {
+            name: eps if name == "eps" else getattr(values, name)
+            for name in WARMED_UP
+            if getattr(recipe.objective.warmup, name, None) is not None
+        }
         knobs = pack_knobs(
             lr=self._lr,
-            eps=attack.eps * values.eps_scale if attack else 0.0,
+            eps=eps,
             step_size=attack.step_size * values.eps_scale if attack else 0.0,
             step=step,
         )
@@ -177,6 +189,15 @@ class Loop:
         self.meters.reset_()
         entry = self._entry(lap)
         self.env.later({"totals": totals}, lambda host: self._write(entry, host["totals"]))
+        self._show()
+
+    def _show(self) -> None:
+        """Pictures for the trackers, behind the first report of an epoch. In an entry of their own: `later` copies
+        an entry in one graph, and the totals' graph must stay the same."""
+        run, epoch, step = self.recipe.run, self._epochs_done(self.state.step), self.state.step
+        if self._preview is not None and (run.tensorboard or run.wandb) and epoch > self._epoch_shown:
+            self._epoch_shown = epoch
+            self.env.later({"preview": self._preview}, lambda host: self.log.preview(step, host["preview"]))
 
     def _entry(self, lap: Lap) -> dict[str, float]:
         images = lap.num_steps * self.layout.global_batch
@@ -184,6 +205,7 @@ class Loop:
             "step": self.state.step,
             "epoch": round(self.state.step / self.updates_per_epoch, 4),
             "lr": self._lr,
+            **self._warmed_up,
             "images_per_s": round(images / lap.total_s, 2) if lap.total_s else 0.0,
             "data_s": round(lap.data_s, 4),
             "step_s": round(lap.step_s, 6),
@@ -192,11 +214,11 @@ class Loop:
 
     def _write(self, entry: dict[str, float], totals: Tensor) -> None:
         means = self.meters.means(totals)
-        self.log.write("train", **entry, **means)
-        self.log.say(
+        line = (
             f"step {entry['step']:>6}/{self.num_updates}  epoch {entry['epoch']:<7.2f} loss {means['loss']:.4f}  "
             f"top1 {100 * means['top1']:5.1f} %  lr {entry['lr']:.2e}  {entry['images_per_s']:.0f} images/s"
         )
+        self.log.report(line, {**entry, **means})
 
     def _checkpoint_due(self) -> bool:
         every = self.recipe.run.checkpoint_every
@@ -217,6 +239,7 @@ class Loop:
         if self.state.step == self._saved_step:
             return
         self.env.flush()
+        self.log.flush()
         if self.env.rank == 0:
             save_checkpoint(
                 self.folder.checkpoints, self.state.step, self._checkpoint_state(), facts=self._facts()
@@ -250,7 +273,7 @@ class Loop:
                 return False
             checkpoint, state, passed_over = found
             for line in passed_over:
-                self.log.say(f"passed over: {line}")
+                self.log.say(f"passed over: {line}", important=True)
         if checkpoint.facts["dataset_id"] != self.index.dataset_id:
             raise ValueError(
                 f"{checkpoint.path} was trained on dataset {checkpoint.facts['dataset_id'][:12]}, data.train holds "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ def measure(
     due = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
     results = []
     for evaluator, entry in evaluators(env, recipe, folder.ledger, models, due, recipe_hash=recipe.hash):
-        result = replace(evaluator, stop_asked=stop_asked).run(entry)
+        result = watched(evaluator, entry, log, stop_asked).run(entry)
         name = result_name(result)
         stored = name if epoch is None else f"{name}-epoch{epoch}"
         path = store_result(folder, log, stored, result)
         if epoch is None:
             keep_pictures(evaluator, entry, folder, path, recipe.run.gallery_images, result)
         results.append({**result, "result": path.stem})
-        log.say(describe(stored, result))
+        log.say(describe(stored, result), important=True)
     return results
 
 
@@ -81,6 +82,12 @@ def evaluators(
                 recipe=recipe_hash,
             )
             yield evaluator, entry
+
+
+def watched(evaluator: Evaluator, entry: Entry, log: RunLog, stop_asked: Stop) -> Evaluator:
+    """The evaluator that shows how far it is, under the name its result will have."""
+    name = result_name({"name": entry.name, "weights": evaluator.weights})
+    return replace(evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name))
 
 
 def weights_of(entry: Entry, models: Mapping[str, object]) -> list[str]:

@@ -7,12 +7,14 @@ Whatever is wrong with it comes out as one line, before any process, model or da
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from engine.fields import (
+    AttackEval,
     DataSection,
     EvalEntry,
     ModelSection,
@@ -38,6 +40,9 @@ RESUME_MAY_CHANGE = (
         "run.report_every",
         "run.checkpoint_every",
         "run.keep_checkpoints",
+        "run.tensorboard",
+        "run.wandb",
+        "run.preview_images",
         "run.max_steps",
     ),
 )
@@ -56,7 +61,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        for check in (_check_attack, _check_mixing, _check_warmup, _check_rates, _check_evals):
+        for check in (_check_attack, _check_radii, _check_mixing, _check_warmup, _check_rates, _check_evals):
             check(self)
         return self
 
@@ -139,6 +144,19 @@ def _check_attack(recipe: Recipe) -> None:
         )
 
 
+def _check_radii(recipe: Recipe) -> None:
+    """An l2 ball wider than the set of all images forbids nothing: its radius is in another unit."""
+    attacks = {f"evals[{i}]": entry for i, entry in enumerate(recipe.evals) if isinstance(entry, AttackEval)}
+    widest = math.sqrt(3) * recipe.data.image_size
+    for where, attack in {"objective.attack": recipe.objective.attack, **attacks}.items():
+        for field in ("eps", "step_size") if attack and attack.norm == "l2" else ():
+            if (value := getattr(attack, field)) > widest:
+                raise ValueError(
+                    f"{where}.{field} is {value:g}, but images of {recipe.data.image_size} px are at most "
+                    f"{widest:.4g} apart in l2; likely meant: {value:g}/255"
+                )
+
+
 def _check_mixing(recipe: Recipe) -> None:
     objective, batch = recipe.objective, recipe.run.batch_size
     if not recipe.mixes:
@@ -176,6 +194,7 @@ def _check_warmup(recipe: Recipe) -> None:
         raise ValueError(
             f"objective.warmup.eps goes up to {highest:.6g}, but objective.attack.eps is "
             f"{objective.attack.eps:.6g}; raise the attack's eps or lower the warm-up"
+            + (f" (likely meant: {highest:g}/255)" if objective.attack.eps < 1 < highest else "")
         )
 
 

@@ -2,7 +2,9 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from engine.knobs import Knobs
 from engine.optim import TensorLrOptimizer
 from engine.recipe import Recipe
 from robust.pgd import PGD, no_cut
-from robust.threat import Linf
+from robust.threat import THREATS
 
 METERS = ("loss", "top1")
 ATTACK_STREAM = 0x61747461636B  # "attack": keeps the attack's noise apart from other uses of a sample's seed
@@ -34,6 +36,7 @@ class StepSettings:
     attack: AttackSection | None
     clip_norm: float | None
     accumulate: int
+    preview: int = 0  # images of each batch that stay to be looked at
 
 
 def step_settings(recipe: Recipe, num_classes: int) -> StepSettings:
@@ -46,6 +49,7 @@ def step_settings(recipe: Recipe, num_classes: int) -> StepSettings:
         attack=objective.attack if objective.kind == "adversarial" else None,
         clip_norm=recipe.optim.clip_norm,
         accumulate=recipe.optim.accumulate,
+        preview=recipe.run.preview_images,
     )
 
 
@@ -63,13 +67,19 @@ class TrainStep:
     forward: nn.Module  # the wrapped model (DDP); attacks use state.model
     settings: StepSettings
     meters: Meters
+    # Of the last batch, uint8 [1 or 2,n,3,H,W]: augmented and mixed, and as the attack left it. Made in every step,
+    # also when nobody will look: an output that comes and goes would be another graph.
+    preview: Tensor | None = field(default=None, init=False)
     _micro: int = field(default=0, init=False)
 
     def __call__(self, batch: Batch, knobs: Knobs) -> bool:
         """One batch on the device. True when it ended an update (accumulation complete)."""
         image, target = self._inputs(batch)
+        shown = [self._shown(image)]
         if self.settings.attack is not None:
             image = self._attack(self.settings.attack, image, batch, target, knobs)
+            shown.append(self._shown(image))
+        self.preview = torch.stack(shown) if self.settings.preview else None
         self._micro += 1
         if self._micro < self.settings.accumulate:
             with self.env.accumulating(self.forward):
@@ -81,6 +91,10 @@ class TrainStep:
         self._micro = 0
         self.env.cut()
         return True
+
+    def _shown(self, image: Tensor) -> Tensor:
+        """Bytes, because a slice would keep the whole batch in memory."""
+        return (image.detach()[: self.settings.preview] * 255.0).round().to(torch.uint8)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = batch.image.float() / 255.0
@@ -96,6 +110,7 @@ class TrainStep:
         model = self.state.model
         pgd = build_pgd(
             self.env,
+            norm=attack.norm,
             steps=attack.steps,
             step_size=knobs["step_size"],
             random_start=attack.random_start,
@@ -136,16 +151,26 @@ class TrainStep:
 
 
 def build_pgd(
-    env: Environment, *, steps: int, step_size: Tensor | float, random_start: bool, clean_prob: float = 0.0
+    env: Environment,
+    *,
+    norm: Literal["linf", "l2"],
+    steps: int,
+    step_size: Tensor | float,
+    random_start: bool,
+    clean_prob: float = 0.0,
+    restarts: int = 1,
+    best_iterate: bool = False,
 ) -> PGD:
     """PGD as a recipe describes it. Graphs are cut between attack steps when there are several, so that the
     number of steps does not grow the graph; a single step stays in one graph with the update."""
     return PGD(
-        threat=Linf(),
+        threat=THREATS[norm],
         steps=steps,
         step_size=step_size,
         noise=noise,
         start="uniform" if random_start else "clean",
         clean_prob=clean_prob,
-        cut=env.cut if steps > 1 else no_cut,
+        restarts=restarts,
+        best_iterate=best_iterate,
+        cut=env.cut if steps > 1 or restarts > 1 else no_cut,
     )

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveFloat,
+    ValidationInfo,
 )
 
 T = TypeVar("T")
@@ -22,22 +23,26 @@ T = TypeVar("T")
 
 def _fraction(value: object) -> object:
     """ "4/255" as the float it is; anything else as it came."""
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value)
-        if isinstance(value, str)
-        else None
-    )
-    if match is None or float(match[2]) == 0.0:
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"\s*(-?){number}\s*/\s*{number}\s*", value) if isinstance(value, str) else None
+    if match is None or float(match[3]) == 0.0:
         return value
-    return float(match[1]) / float(match[2])
+    return float(match[1] + match[2]) / float(match[3])
 
 
-def _radius(value: object) -> object:
-    """A radius or step in pixel units [0, 1]; a whole number is the papers' 0..255 unit and is refused."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if whole or (isinstance(value, float) and value > 1):
+def _radius(value: object, info: ValidationInfo) -> object:
+    """A radius or step in pixel units; a linf one is in [0, 1], and a whole number the papers' 0..255 unit.
+
+    A Euclidean length above 1 is an ordinary one, so this needs the `norm` of the section, which stands before.
+    """
+    number = _fraction(value)
+    if info.data.get("norm") == "l2" or isinstance(number, bool) or not isinstance(number, (int, float)):
+        return number
+    if isinstance(value, str) and number > 1:
+        raise ValueError(f"is {value!r}, but must be less than or equal to 1; images live in [0, 1]")
+    if number > 1 or (isinstance(number, int) and number >= 1):
         raise ValueError(f"is {value}, but images and radii live in [0, 1]; likely meant: {value:g}/255")
-    return _fraction(value)
+    return number
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -74,8 +79,8 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Spread = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
-Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0, le=1)]
-PositiveRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0, le=1)]
+Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]
+PositiveRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0)]  # in a section with `norm`
 Magnitude = Annotated[float, Field(ge=0, le=10)]
 ModelArgument = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 Epoch = NonNegativeInt

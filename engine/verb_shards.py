@@ -51,7 +51,7 @@ _CUE64_FLAGS = ("correlation", "num_train", "num_val", "num_classes")
 
 def _is_cue64(arguments: argparse.Namespace) -> bool:
     """A folder of that name is reached by another spelling, such as its full path."""
-    return arguments.action == "make" and arguments.paths[0] == Path("cue64")
+    return bool(arguments.action == "make" and arguments.paths[0] == Path("cue64"))
 
 
 def _check_cue64_flags(arguments: argparse.Namespace) -> None:

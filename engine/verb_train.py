@@ -16,12 +16,13 @@ from engine.build import augment_settings, batch_layout, build_state, check_mode
 from engine.cli import Launch
 from engine.failure import EXIT_USER_ERROR
 from engine.folder import RunFolder
-from engine.log import RunLog, read_log
+from engine.log import RunLog, open_log, read_log
 from engine.loop import Loop
 from engine.measure import measure
 from engine.recipe import Recipe, load_recipe, resume_diff
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from engine.suites import open_eval_set
+from engine.tracker import import_wandb, open_trackers
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     folder = RunFolder(Path(arguments.output or recipe.run.output or f"runs/{recipe.name}"))
     folder.check_writable()
     checkpoint = check_resume(folder, recipe, arguments.resume)
+    if recipe.run.wandb is not None:
+        import_wandb()
     index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
     if recipe.data.val is not None:
         open_shards(recipe.data.val, field="data.val", classes=index.classes)
@@ -48,7 +51,8 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         deterministic=recipe.run.deterministic,
     )
     try:
-        return train(env, recipe, folder, index, checkpoint)
+        with open_log(folder.log, env.rank, quiet=arguments.quiet) as log:
+            return train(env, recipe, folder, index, checkpoint, log)
     finally:
         env.close()
 
@@ -107,7 +111,12 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def train(
-    env: Environment, recipe: Recipe, folder: RunFolder, index: DatasetIndex, checkpoint: Path | None
+    env: Environment,
+    recipe: Recipe,
+    folder: RunFolder,
+    index: DatasetIndex,
+    checkpoint: Path | None,
+    log: RunLog,
 ) -> dict[str, Any]:
     """The run itself, in an open environment. Nothing is written before all that can be refused is."""
     layout = batch_layout(recipe.run.batch_size, env)
@@ -117,7 +126,6 @@ def train(
             f"images, and mixing pairs neighbours; try {2 * env.world_size * (layout.per_process // 2 + 1)}"
         )
     state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
-    log = RunLog(folder.log if env.rank == 0 else None)
     with StopRequest() as stop:
         loop = Loop(
             env=env,
@@ -142,6 +150,11 @@ def train(
             folder.write_start(recipe, env)
         source = str(checkpoint.resolve()) if resumed and checkpoint is not None else None
         facts = {"recipe": recipe.hash, "backend": env.backend, "source": source}
+        log.reached(state.step, loop.num_updates)
+        if env.rank == 0:
+            log.trackers = open_trackers(
+                recipe, folder.root, step=state.step, warn=partial(log.say, important=True)
+            )
         log.write("start", resumed=resumed, step=state.step, **facts)
         started = f"resumed at step {state.step}" if resumed else "started"
         log.say(f"{started}: {folder.root} ({env.backend})")
@@ -164,7 +177,9 @@ def _run_loop(loop: Loop) -> dict[str, Any]:
         loop.run()
         results = loop.measure(None)
     except Stopped:
-        loop.log.say(f"stopped at step {loop.state.step}, state saved; start again with --resume auto")
+        loop.log.say(
+            f"stopped at step {loop.state.step}, state saved; start again with --resume auto", important=True
+        )
         return {"exit_code": EXIT_STOPPED, "step": loop.state.step, "output": str(loop.folder.root)}
     return {
         "exit_code": 0,
@@ -204,5 +219,6 @@ def _resume(loop: Loop, checkpoint: Path) -> bool:
 
 def _write_exit(loop: Loop, exit_code: int, *, event: str, **values: str) -> None:
     loop.log.write(event, step=loop.state.step, **values)
+    loop.log.close(exit_code=exit_code)
     if loop.env.rank == 0:
         loop.folder.write_exit(exit_code)

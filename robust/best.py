@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.threat import per_image
-
 
 class Best(NamedTuple):
     """Tensors of fixed shape, so that it can be part of an attack's state."""
@@ -20,7 +18,7 @@ def unjudged(image: Tensor) -> Best:
     """`image` (N,3,H,W), which every judged iterate beats."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     return Best(
-        image=image,
+        image=image.clone(),  # not the iterate itself: on XLA one tensor in two places makes a graph of its own
         wrong=torch.zeros(image.shape[0], dtype=torch.bool, device=image.device),
         loss=torch.full((image.shape[0],), -torch.inf, dtype=dtype, device=image.device),
     )
@@ -36,7 +34,7 @@ def stronger(best: Best, image: Tensor, logits: Tensor, target: Tensor, loss: Te
     wrong, loss = logits.argmax(1) != label, loss.to(best.loss.dtype)
     wins = (wrong & ~best.wrong) | ((wrong == best.wrong) & (loss > best.loss))
     return Best(
-        image=torch.where(torch.as_tensor(per_image(wins, image)), image, best.image),
+        image=torch.where(wins.view([-1] + [1] * (image.dim() - 1)), image, best.image),
         wrong=wrong | best.wrong,
         loss=torch.where(wins, loss, best.loss),
     )

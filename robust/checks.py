@@ -25,26 +25,26 @@ def check_image(image: Tensor, label: Tensor) -> None:
         )
 
 
-def checked_eps(eps: float | Tensor, image: Tensor) -> Tensor:
-    """The radius as a tensor, 0-dim or [N], in (0, 1], of the image's dtype and device."""
+def checked_eps(eps: float | Tensor, image: Tensor, widest: float) -> Tensor:
+    """The radius as a tensor, 0-dim or [N], in (0, widest], of the image's dtype and device."""
     radius = torch.as_tensor(eps, dtype=image.dtype, device=image.device)
     if radius.dim() > 1 or (radius.dim() == 1 and radius.shape[0] != image.shape[0]):
         raise ValueError(
             f"eps has shape {tuple(radius.shape)}; give one number, or one per image [{image.shape[0]}]"
         )
     worst = float(radius.max())
-    if not (float(radius.min()) > 0.0 and worst <= 1.0):
-        hint = f"; did you mean {worst:g}/255?" if 1.0 < worst <= 255.0 else ""
-        raise ValueError(f"eps {worst:g} is outside (0, 1]: pixels are in [0, 1]{hint}")
+    if not (float(radius.min()) > 0.0 and worst <= widest):
+        hint = f"; did you mean {worst:g}/255?" if widest < worst <= 255.0 * widest else ""
+        raise ValueError(f"eps {worst:g} is outside (0, {widest:g}]: pixels are in [0, 1]{hint}")
     return radius
 
 
-def checked_step(step_size: float | Tensor) -> float | Tensor:
-    """The step size, in (0, 2] pixel units."""
-    smallest = float(torch.as_tensor(step_size).min())
-    if not 0.0 < smallest <= 2.0:
-        hint = f"; did you mean {smallest:g}/255?" if smallest > 2.0 else "; try eps/4"
-        raise ValueError(f"step_size {smallest:g} is outside (0, 2]: pixels are in [0, 1]{hint}")
+def checked_step(step_size: float | Tensor, widest: float) -> float | Tensor:
+    """The step size, in (0, 2 * widest] pixel units."""
+    smallest, longest = float(torch.as_tensor(step_size).min()), 2.0 * widest
+    if not 0.0 < smallest <= longest:
+        hint = f"; did you mean {smallest:g}/255?" if smallest > longest else "; try eps/4"
+        raise ValueError(f"step_size {smallest:g} is outside (0, {longest:g}]: pixels are in [0, 1]{hint}")
     return step_size
 
 

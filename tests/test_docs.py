@@ -27,7 +27,7 @@ FLAGS = {
     "launch_xla.py": {"--num-devices": 1},
 }
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
-PROGRAMS = {"python", "torchrun", "accelerate", "make", ".venv/bin/python"}
+PROGRAMS = {"python", "tensorboard", "torchrun", "accelerate", "make", ".venv/bin/python"}
 SECTIONS = ("data", "model", "optim", "objective", "evals", "run")
 
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robust.pgd import PGD, cross_entropy, pgd
-from robust.threat import Linf
+from robust.threat import L2, THREATS
 
 EPS = 0.1
 
@@ -20,37 +19,6 @@ def noise(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uniform [0, 1) from one generator per image: the contract of the toolkit's own noise."""
     rows = [torch.rand(shape, generator=torch.Generator().manual_seed(int(s))) for s in seed]
     return torch.stack(rows)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    image = torch.tensor(data.images, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1) / 16
-    return image.contiguous(), torch.tensor(data.target, dtype=torch.int64)
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    """A BatchNorm CNN trained on real digits for a few seconds; in eval mode."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(32 * 16, 10)),
-    )
-    image, label = digits()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(4):
-        for rows in torch.randperm(1400).split(100):
-            optimizer.zero_grad()
-            F.cross_entropy(model(image[rows]), label[rows]).backward()
-            optimizer.step()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def held_out() -> tuple[Tensor, Tensor]:
-    image, label = digits()
-    return image[1400:1600], label[1400:1600]
 
 
 class Linear2(nn.Module):
@@ -89,6 +57,51 @@ def test_linear_model_closed_form(start: Any, per_image_eps: bool) -> None:
         torch.testing.assert_close(model(adversarial), model(optimum), rtol=0, atol=1e-5)
 
 
+def away_from_label(model: Linear2, label: Tensor) -> Tensor:
+    """The unit l2 direction (N,3,6,6) that raises each image's loss most."""
+    direction = model.weight.detach() / model.weight.detach().norm()
+    return (1.0 - 2.0 * label).view(-1, 1, 1, 1) * direction.view(1, 3, 6, 6)
+
+
+@pytest.mark.parametrize("start", ["uniform", "clean"])
+@pytest.mark.parametrize("per_image_eps", [False, True])
+def test_l2_linear_model_closed_form(start: Any, per_image_eps: bool) -> None:
+    """Inside the box the optimum is eps * w / ||w||, and from any start PGD goes there."""
+    model = Linear2()
+    image, label, seed = linear_batch()
+    image = 0.3 + 0.4 * image
+    eps = torch.linspace(0.1, 0.9, 6) if per_image_eps else torch.tensor(0.8)
+    optimum = image + eps.view(-1, 1, 1, 1) * away_from_label(model, label)
+    assert optimum.min() > 0
+    assert optimum.max() < 1
+    attack = PGD(steps=40, step_size=eps, noise=noise, start=start, threat=L2())
+    adversarial = attack(model, image, label, eps=eps, seed=seed)
+    torch.testing.assert_close(adversarial, optimum, rtol=0, atol=1e-6)
+
+
+def test_l2_projection_towards_the_clean_image_costs_little_at_the_box() -> None:
+    """Where the box clips, the best change is clip(image + c*w) of length eps, c found by bisection."""
+    model = Linear2()
+    image, label, seed = linear_batch()
+    image, eps, direction = image.round(), 3.0, away_from_label(model, label)  # every pixel at the border
+    low, high = torch.zeros(6, 1, 1, 1), torch.full((6, 1, 1, 1), 1e3)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_long = ((image + middle * direction).clamp(0, 1) - image).flatten(1).norm(dim=1) > eps
+        low, high = (
+            torch.where(is_long[:, None, None, None], low, middle),
+            torch.where(is_long[:, None, None, None], middle, high),
+        )
+    optimum = (image + low * direction).clamp(0, 1)
+    attack = PGD(steps=40, step_size=eps / 4, start="clean", threat=L2())
+    adversarial = attack(model, image, label, eps=torch.tensor(eps), seed=seed)
+    with torch.no_grad():
+        clean, ours, best = (cross_entropy(model(x), label) for x in (image, adversarial, optimum))
+    share = (ours - clean) / (best - clean)
+    assert (share < 1 + 1e-4).all()  # nothing beats the optimum
+    assert (share > 0.97).all()  # 0.981 to 0.989 measured
+
+
 def test_soft_targets_ascend_the_soft_cross_entropy() -> None:
     model = Linear2()
     image, label, seed = linear_batch()
@@ -113,48 +126,75 @@ def test_cross_entropy_by_hand() -> None:
 
 
 def foolbox_pgd(
-    model: nn.Module, image: Tensor, label: Tensor, *, start: Tensor | None, steps: int, step_size: float
+    model: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    start: Tensor | None,
+    steps: int,
+    step_size: float,
 ) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import foolbox
 
-        class GivenStart(foolbox.attacks.LinfPGD):
+        kind: Any = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+
+        class GivenStart(kind):  # type: ignore[misc]
             def get_random_start(self, x0: Any, epsilon: float) -> Any:
                 return x0 + (start - x0.raw)
 
         attack = GivenStart(abs_stepsize=step_size, steps=steps, random_start=start is not None)
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        _, clipped, _ = attack(wrapped, image, label, epsilons=EPS)
+        _, clipped, _ = attack(wrapped, image, label, epsilons=eps)
     return clipped.detach()
 
 
 @pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_equal_to_foolbox_image_by_image(
-    trained: nn.Module, held_out: tuple[Tensor, Tensor], random_start: bool
+    trained: nn.Module, held_out: tuple[Tensor, Tensor], norm: str, random_start: bool
 ) -> None:
     image, label = held_out
-    seed = torch.arange(len(label))
-    eps = torch.tensor(EPS)
-    start = Linf().random_start(image, eps, noise(seed, (3, 8, 8))) if random_start else None
-    attack = PGD(steps=10, step_size=EPS / 4, noise=noise, start="uniform" if random_start else "clean")
-    ours = attack(trained, image, label, eps=eps, seed=seed)
-    theirs = foolbox_pgd(trained, image, label, start=start, steps=10, step_size=EPS / 4)
+    seed, threat, eps = torch.arange(len(label)), THREATS[norm], {"linf": EPS, "l2": 0.8}[norm]
+    start = threat.random_start(image, torch.tensor(eps), noise, seed) if random_start else None
+    same = {"steps": 10, "step_size": eps / 4}
+    attack = PGD(noise=noise, start="uniform" if random_start else "clean", threat=threat, **same)  # type: ignore[arg-type]
+    ours = attack(trained, image, label, eps=torch.tensor(eps), seed=seed)
+    theirs = foolbox_pgd(trained, image, label, norm=norm, eps=eps, start=start, **same)  # type: ignore[arg-type]
     with torch.no_grad():
         flags = trained(ours).argmax(1) == label, trained(theirs).argmax(1) == label
         assert 0.02 < flags[0].float().mean() < 0.98  # both verdicts occur
     assert torch.equal(*flags)
     # A pixel whose gradient is zero within rounding may take the other sign; a few in 38,400 are allowed.
-    differing = ((ours - theirs).abs() > 1e-6).float().mean()
-    assert differing < 2e-3
+    differing = ((ours - theirs).abs() > (1e-6 if norm == "linf" else 1e-5)).float().mean()
+    assert differing < (2e-3 if norm == "linf" else 1e-3)
 
 
-def test_inside_ball_and_box(trained: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+def test_l2_each_step_equals_foolboxs(trained: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+    image, label = held_out[0][:40], held_out[1][:40]
+    attack = PGD(steps=0, step_size=0.3, start="clean", threat=L2())
+    state = attack.init(image, label, eps=torch.tensor(0.8), seed=torch.arange(40))
+    for steps in range(1, 7):
+        state = attack.step(trained, state)
+        theirs = foolbox_pgd(
+            trained, image, label, norm="l2", eps=0.8, start=None, steps=steps, step_size=0.3
+        )
+        torch.testing.assert_close(state.image, theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_inside_ball_and_box(trained: nn.Module, held_out: tuple[Tensor, Tensor], norm: str) -> None:
     image, label = held_out
-    eps = torch.linspace(0.01, 0.4, len(label))
-    attack = PGD(steps=5, step_size=0.1, noise=noise)
+    eps = torch.linspace(0.01, 0.4, len(label)) * (1 if norm == "linf" else 10)
+    attack = PGD(steps=5, step_size=0.1, noise=noise, threat=THREATS[norm])
     adversarial = attack(trained, image, label, eps=eps, seed=torch.arange(len(label)))
-    assert ((adversarial - image).abs().flatten(1).amax(1) <= eps + 2e-7).all()
+    change = (adversarial - image).flatten(1)
+    length = change.abs().amax(1) if norm == "linf" else change.double().square().sum(1).sqrt()
+    assert (length <= eps * (1 + 1e-6) + 2e-7).all()
+    assert (length[-20:] > 0.1).all()  # it went somewhere
     assert adversarial.min() >= 0.0
     assert adversarial.max() <= 1.0
     assert adversarial.dtype == torch.float32
@@ -308,6 +348,50 @@ def test_a_blind_attack_is_flagged() -> None:
     result = pgd(saturated, image, label, eps=EPS, step_size=EPS, steps=1, random_start=False)
     assert result.flags["zero_gradient"].all()
     assert result.robust.all()
+
+
+def test_public_function_in_l2(trained: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+    image, label = held_out
+
+    def attacked(eps: float, **settings: Any) -> Tensor:
+        result = pgd(
+            trained,
+            image,
+            label,
+            **{"eps": eps, "step_size": eps / 4, "steps": 10, "noise": noise, "threat": L2(), **settings},
+        )
+        assert ((result.adversarial - image).flatten(1).norm(dim=1) <= eps * 1.00001).all()
+        return result.robust
+
+    share = [float(attacked(eps).float().mean()) for eps in (0.2, 0.8, 3.0)]
+    assert share[0] > share[1] > share[2]
+    assert share[2] < 0.02
+    once, often = attacked(0.8), attacked(0.8, restarts=4, best_iterate=True)
+    assert not (often & ~once).any()
+    assert often.sum() < once.sum()
+    assert torch.equal(often, attacked(0.8, restarts=4, best_iterate=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 128}, r"eps 128 is outside \(0, 10.3923\].*did you mean 128/255"),
+        ({"eps": -1.0}, r"eps -1 is outside"),
+        ({"eps": float("nan")}, r"eps nan is outside"),
+        ({"eps": 1e4}, r"eps 10000 is outside \(0, 10.3923\]: pixels are in \[0, 1\]$"),
+        ({"step_size": 64}, r"step_size 64 is outside \(0, 20.7846\].*did you mean 64/255"),
+        ({"restarts": 0}, r"restarts 0 is below 1"),
+        (
+            {"restarts": 3, "random_start": False},
+            r"restarts 3 from the clean image .*use restarts=1, or a ran",
+        ),
+    ],
+)
+def test_bad_l2_settings_are_one_line(change: dict[str, Any], message: str) -> None:
+    image, label, _ = linear_batch()
+    with pytest.raises(ValueError, match=message) as caught:
+        pgd(Linear2(), image, label, **{**GOOD, "threat": L2(), **change})
+    assert "\n" not in str(caught.value)
 
 
 GOOD: dict[str, Any] = {"eps": EPS, "step_size": 0.02, "steps": 1, "noise": noise}

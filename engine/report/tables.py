@@ -1,0 +1,136 @@
+"""The summary as Markdown, CSV, plain text and JSON; the page's own tables are in page.py, from the same cells."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+
+from engine.report.facts import Plain
+from engine.report.findings import findings
+from engine.report.summary import Cell, Row, Summary
+from engine.report.words import counts_text, drop_text, share_text
+
+MARKDOWN_MARK = "<!-- made by robust-bits report -->"
+FIELDS = (
+    *("run", "weights", "evaluation", "suite", "subset", "dataset", "contract", "attack", "norm", "eps"),
+    *("step_size", "steps", "random_start", "restarts", "best_iterate", "seed", "precision"),
+    *("n", "correct", "accuracy", "low", "high", "relative_drop", "comparable"),
+    *("weights_sha256", "evaluation_id", "result_file"),
+)
+Record = dict[str, Plain]
+
+
+def records(summary: Summary) -> list[Record]:
+    """One record for each run and evaluation, with exact counts; the fields are FIELDS."""
+    return [
+        _record(row, cell, column.problem)
+        for column in summary.columns
+        for row, cell in zip(summary.rows, column.cells, strict=True)
+        if cell is not None
+    ]
+
+
+def _record(row: Row, cell: Cell, problem: str) -> Record:
+    e = cell.evaluation
+    low, high = e.share.interval
+    attack = {
+        name: e.setting(name) for name in ("attack", "norm", "eps", "step_size", "steps", "random_start")
+    }
+    return {
+        "run": row.run.name,
+        "weights": e.weights,
+        "evaluation": e.name,
+        "suite": e.suite,
+        "subset": e.subset,
+        "dataset": e.dataset,
+        "contract": e.contract,
+        **attack,
+        "restarts": e.setting("restarts"),
+        "best_iterate": e.setting("best_iterate"),
+        "seed": e.seed,
+        "precision": e.precision,
+        "n": e.share.num,
+        "correct": e.share.correct,
+        "accuracy": e.share.value,
+        "low": low,
+        "high": high,
+        "relative_drop": cell.drop,
+        "comparable": problem or "yes",
+        "weights_sha256": e.weights_sha256,
+        "evaluation_id": e.id,
+        "result_file": f"results/{e.file}.json",
+    }
+
+
+def to_csv(summary: Summary) -> str:
+    """RFC 4180 with a header; floats in full, so that reading gives the same number."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records(summary))
+    return text.getvalue()
+
+
+def to_markdown(summary: Summary, *, title: str, warnings: Sequence[str]) -> str:
+    lines = [MARKDOWN_MARK, "", f"# {_escaped(title)}", ""]
+    lines += [f"- {_escaped(sentence)}" for sentence in findings(summary)]
+    if warnings:
+        lines += ["", "**Warnings**", "", *(f"- {_escaped(warning)}" for warning in warnings)]
+    if summary.columns:
+        lines += ["", *_markdown_table(summary), "", _escaped(NOTE)]
+    return "\n".join(lines) + "\n"
+
+
+NOTE = (
+    "Accuracy in percent [95 % Wilson interval] (images that are right / images); behind it the drop relative to the "
+    "same weights on clean images. Of an attack, an image counts as right when it is so before and after it."
+)
+
+
+def _markdown_table(summary: Summary) -> Iterator[str]:
+    heads = [f"{c.title} ({c.detail})" if c.detail else c.title for c in summary.columns]
+    marked = [
+        f"{h} - not comparable: {c.problem}" if c.problem else h
+        for h, c in zip(heads, summary.columns, strict=True)
+    ]
+    yield _line(["run", *marked])
+    yield _line(["---"] * (len(marked) + 1), is_escaped=True)
+    for place, row in enumerate(summary.rows):
+        yield _line([row.label, *(cell_text(column.cells[place]) for column in summary.columns)])
+
+
+def _line(cells: Iterable[str], *, is_escaped: bool = False) -> str:
+    return f"| {' | '.join(cell if is_escaped else _escaped(cell) for cell in cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """As Markdown shows it literally; a line break would end the cell."""
+    for character in "\\`*|[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
+
+
+def cell_text(cell: Cell | None) -> str:
+    """91.1 % [87.7, 93.6] (327/359), -8.1 %."""
+    if cell is None:
+        return "-"
+    drop = f", {drop_text(cell.drop)}" if cell.drop is not None else ""
+    return f"{share_text(cell.share)} ({counts_text(cell.share)}){drop}"
+
+
+def to_text(summary: Summary) -> str:
+    """Aligned columns for what is not a terminal: runs as rows."""
+    head = ["run", *(column.name for column in summary.columns)]
+    body = [
+        [row.label, *(_short(column.cells[place]) for column in summary.columns)]
+        for place, row in enumerate(summary.rows)
+    ]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
+        for line in [head, *body]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _short(cell: Cell | None) -> str:
+    return "-" if cell is None else share_text(cell.share)

@@ -1,0 +1,127 @@
+"""`report`: the page, Markdown and CSV of one or more runs, and the same table on the terminal."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bits.checkpoint import write_atomic
+from engine.cli import Launch
+from engine.report.bars import bar_figures
+from engine.report.curves import epoch_figures, radius_figure, training_figures
+from engine.report.facts import RunFacts
+from engine.report.findings import findings
+from engine.report.gallery import picture_tables
+from engine.report.gather import gather
+from engine.report.page import GENERATOR, title_of, to_html, warnings_of
+from engine.report.radius import curves
+from engine.report.summary import Summary, summarize
+from engine.report.tables import FIELDS, MARKDOWN_MARK, records, to_csv, to_markdown, to_text
+from engine.report.words import drop_text, share_text
+
+# How a file of ours begins, so that nobody's README.md is replaced by a table.
+MARKS = {".html": GENERATOR, ".md": MARKDOWN_MARK, ".csv": ",".join(FIELDS[:3])}
+
+
+def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
+    """Writes page, Markdown and CSV; the numbers, warnings and paths as plain values."""
+    if os.environ.get("RANK", "0") != "0":
+        return {}  # under an outside launcher one process does it all
+    runs = gather(arguments.runs)
+    output = arguments.output or (
+        arguments.runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    )
+    paths = _targets(output)
+    summary = summarize(runs)
+    warnings = warnings_of(runs, summary)
+    texts = {
+        ".html": page(runs, summary),
+        ".md": to_markdown(summary, title=title_of(runs), warnings=warnings),
+        ".csv": to_csv(summary),
+    }
+    for suffix, path in paths.items():
+        write_atomic(path, texts[suffix].encode())
+    _print(summary, warnings, list(paths.values()))
+    return {
+        "exit_code": 0,
+        "output": {suffix[1:]: str(path) for suffix, path in paths.items()},
+        "findings": findings(summary),
+        "warnings": warnings,
+        "runs": [_facts(run) for run in runs],
+        "evaluations": records(summary),
+    }
+
+
+def _facts(run: RunFacts) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "state": run.progress.state,
+        "detail": run.progress.detail,
+        "warnings": list(run.warnings),
+    }
+
+
+def page(runs: Sequence[RunFacts], summary: Summary) -> str:
+    """The HTML document."""
+    comparison = [*bar_figures(summary), *(radius_figure(c, i) for i, c in enumerate(curves(summary)))]
+    training = [*training_figures(summary.rows), *epoch_figures(summary)]
+    return to_html(runs, summary, comparison=comparison, training=training, pictures=picture_tables(summary))
+
+
+def _targets(output: Path) -> dict[str, Path]:
+    """Page, Markdown and CSV beside it. ValueError for a place where they cannot or must not be written."""
+    if output.suffix != ".html":
+        raise ValueError(f"--output {output}: the page's name must end in .html; its tables lie beside it")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: {output.parent} is no folder; make it, or give another path")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"report {output}: {output.parent} is not writable; give another path with --output")
+    paths = {suffix: output.with_suffix(suffix) for suffix in MARKS}
+    for suffix, path in paths.items():
+        _check_ours(path, MARKS[suffix])
+    return paths
+
+
+def _check_ours(path: Path, mark: str) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"report {path} is there and no file; give another path with --output")
+    with path.open(errors="replace") as file:
+        if mark not in file.read(1000):
+            raise ValueError(f"report {path} is there and was not written by report; give another --output")
+
+
+def _print(summary: Summary, warnings: Sequence[str], paths: Sequence[Path]) -> None:
+    """The table for people: rich on a terminal, aligned text elsewhere."""
+    if not summary.columns:
+        print("no evaluation can be shown")
+    elif sys.stdout.isatty():
+        Console().print(_rich_table(summary))
+    else:
+        print(to_text(summary))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(f"written: {', '.join(map(str, paths))}")
+
+
+def _rich_table(summary: Summary) -> Table:
+    """Text objects, for a name may hold what rich would take for markup."""
+    table = Table(caption="accuracy [95 % Wilson interval], drop relative to clean", caption_justify="left")
+    table.add_column("run", style="bold")
+    for column in summary.columns:
+        table.add_column(
+            Text(f"{column.name}{' (not comparable)' if column.problem else ''}"), justify="right"
+        )
+    for place, row in enumerate(summary.rows):
+        cells = [column.cells[place] for column in summary.columns]
+        words = ["-" if c is None else f"{share_text(c.share)}\n{drop_text(c.drop)}".rstrip() for c in cells]
+        table.add_row(Text(row.label), *map(Text, words))
+    return table

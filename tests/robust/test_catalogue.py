@@ -1,0 +1,75 @@
+"""The words about the attacks stay in step with what there is."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from engine.fields import AttackEval, EvalSection
+from engine.flags import make_parser
+from robust.catalogue import ATTACKS, AttackInfo, list_attacks
+from robust.pgd import PGD, pgd
+from robust.threat import THREATS
+
+ROOT = Path(__file__).parents[2]
+EACH = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+
+
+def defaults(attack: AttackInfo) -> dict[str, object]:
+    return {parameter.name: parameter.default for parameter in attack.parameters}
+
+
+def test_names_and_norms_are_those_of_a_recipe() -> None:
+    assert list_attacks() == ATTACKS
+    allowed = AttackEval.model_json_schema()["properties"]
+    assert [attack.name for attack in ATTACKS] == [allowed["attack"]["const"]]
+    assert set(ATTACKS[0].norms) == set(allowed["norm"]["enum"]) == set(THREATS)
+
+
+@EACH
+def test_parameters_are_the_fields_of_an_entry_and_flags_of_the_verb(attack: AttackInfo) -> None:
+    words = defaults(attack)
+    own = {k: v for k, v in AttackEval.model_fields.items() if k not in EvalSection.model_fields}
+    assert list(words) == [name for name in own if name not in ("attack", "norm")]
+    flags = vars(make_parser("p").parse_args(["attack", "run", "--eps", "1/255"]))
+    assert flags["attack"] == attack.name
+    assert flags["norm"] in attack.norms
+    flags["random_start"] = not flags.pop("no_random_start")
+    for name, default in words.items():
+        if name == "eps":
+            assert default is None
+        elif name == "step_size":
+            assert flags[name] is None
+            assert default == "eps/4"
+        else:
+            assert flags[name] == default, name
+            assert own[name].default in (default, PydanticUndefined), name
+
+
+def test_parameters_are_those_of_pgd() -> None:
+    words = defaults(ATTACKS[0])
+    fields = {field.name: field.default for field in dataclasses.fields(PGD)}
+    public = {name: p.default for name, p in inspect.signature(pgd).parameters.items()}
+    for name in ("restarts", "best_iterate"):
+        assert fields[name] == public[name] == words[name]
+    assert public["random_start"] is words["random_start"] is (fields["start"] == "uniform")
+    assert {"steps", "step_size"} <= fields.keys()
+    assert set(words) <= public.keys()
+
+
+@EACH
+def test_words_are_complete(attack: AttackInfo) -> None:
+    assert "arXiv:" in attack.source
+    for parameter in attack.parameters:
+        assert parameter.meaning
+        assert not parameter.meaning.endswith(".")
+
+
+def test_it_imports_nothing_heavy() -> None:
+    code = "import sys, robust.catalogue; print(sorted({'torch', 'timm', 'numpy', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
