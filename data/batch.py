@@ -16,7 +16,7 @@ BOX_Y1: Final = 4
 BOX_X0: Final = 5
 BOX_X1: Final = 6
 START: Final = 7  # uniform in [0, 1), for the rule that decides where an attack starts
-NUM_DRAWS: Final = 8
+NUM_DRAWS: Final = 8  # further columns are of augmentation on the device, see data/augment.py
 
 
 class Batch(NamedTuple):
@@ -27,4 +27,4 @@ class Batch(NamedTuple):
     mask: Tensor  # bool [N], False in padding slots
     key: Tensor  # int64 [N], position in the dataset, -1 in padding slots
     seed: Tensor  # int64 [N], seed of the sample's own random stream, 0 in padding slots
-    draw: Tensor  # float32 [N,NUM_DRAWS], columns named above
+    draw: Tensor  # float32 [N,NUM_DRAWS+K], columns named above and K of device augmentation, constant over a run

@@ -156,16 +156,18 @@ def load_index(
     counts, extents, labels; `data.shards.verify` reads the bytes. FileNotFoundError or ValueError naming what
     does not fit and the remedy; RemoteError where a URL does not answer.
     """
-    # Imported here: both write what they then open through this module.
-    from data.built import index_folder
-    from data.mirror import mirror_index
-
+    # Imports inside: both write what they then open through this module, and the second brings torch.
     if is_url(root):
+        from data.mirror import mirror_index
+
         url, cache, retry = to_url(root, allow_pipes=allow_pipes), cache or Cache.default(), retry or Retry()
         folder = mirror_index(url, cache, retry=retry)
         return _checked(_open(folder, RemoteShards(url=url, cache=cache, retry=retry)))
-    root = Path(root)
-    folder = index_folder(root, cache or Cache.default()) if build else root
+    folder = root = Path(root)
+    if build:
+        from data.built import index_folder
+
+        folder = index_folder(root, cache or Cache.default())
     index = _open(folder, LocalShards(root))
     for shard in index.shards:
         _check_shard_file(root, shard)

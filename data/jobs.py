@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from data.augment import with_augment
 from data.batch import Batch
-from data.decode import decode
+from data.decode import Picture
 from data.draws import MixSettings, draw_eval, draw_train
 from data.index import DatasetIndex
 from data.order import Cursor, sample_seed
-from data.read import ShardReader
+from data.read import BadSample, ShardReader
+from data.repeat import SharedPictures
 from data.transform import AugmentSettings, EvalTransform, train_transform
 from data.window import SampleOrder
 
@@ -54,15 +56,21 @@ class TrainBatches(Dataset[Batch | Exception]):
             batch_start=consumed,
             image_size=self.image_size,
         )
+        settings = self.transform_of_epoch[epoch]
+        draws = with_augment(draws, seeds, settings, image_size=self.image_size)
         images = np.empty((self.local_batch, 3, self.image_size, self.image_size), np.uint8)
+        pictures = SharedPictures(keys.tolist(), self.reader.read, apply_exif=settings.apply_exif)
         for slot, key in enumerate(keys.tolist()):
-            images[slot] = self._load(key, self.transform_of_epoch[epoch], int(seeds[slot]))
+            images[slot] = self._load(key, settings, int(seeds[slot]), pictures)
         return _batch(self.reader.index, images, keys, seeds, draws)
 
-    def _load(self, key: int, settings: AugmentSettings, seed: int) -> NDArray[np.uint8]:
-        content = self.reader.read(key)
+    def _load(
+        self, key: int, settings: AugmentSettings, seed: int, pictures: SharedPictures
+    ) -> NDArray[np.uint8]:
         try:
-            return train_transform(decode(content), settings, sample_seed=seed, image_size=self.image_size)
+            return train_transform(pictures.take(key), settings, sample_seed=seed, image_size=self.image_size)
+        except BadSample:
+            raise
         except ValueError as error:
             raise self.reader.bad_sample(key, str(error)) from None
 
@@ -93,7 +101,8 @@ class EvalBatches(Dataset[Batch | Exception]):
     def _load(self, key: int) -> NDArray[np.uint8]:
         content = self.reader.read(key)
         try:
-            return self.resize.apply(decode(content), image_size=self.image_size)
+            picture = Picture(content, apply_exif=self.resize.apply_exif)
+            return self.resize.apply(picture, image_size=self.image_size)
         except ValueError as error:
             raise self.reader.bad_sample(key, str(error)) from None
 

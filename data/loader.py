@@ -22,6 +22,7 @@ from data.jobs import EvalBatches, TrainBatches
 from data.lookahead import ahead_of, eval_needs, train_needs
 from data.order import Cursor, advance, plan_eval, plan_train
 from data.read import ShardReader
+from data.repeat import RepeatedOrder
 from data.store import RemoteShards
 from data.transform import AugmentSettings, EvalTransform
 from data.window import FullOrder, SampleOrder, WindowOrder
@@ -45,11 +46,12 @@ def train_loader(
     mix_of_epoch: Sequence[MixSettings],
     num_workers: int,
     window: int | None = None,
+    repeats: int = 1,
 ) -> Iterator[tuple[Cursor, Batch]]:
     """This rank's share of every global batch from `start` to the end of epoch `num_epochs - 1`.
 
     `window`: shards that are shuffled together (see `data.window`); None shuffles all samples of the epoch, which
-    needs remote data whole in the cache.
+    needs remote data whole in the cache. `repeats`: copies of each image, see `data.repeat`.
 
     Yields (cursor after the batch, Batch); storing that cursor and passing it as `start` continues exactly.
     The last batch of an epoch comes with Cursor(epoch + 1, 0). ValueError for settings that cannot work, at
@@ -63,6 +65,8 @@ def train_loader(
     if any(mix.is_on for mix in mix_of_epoch[start.epoch : num_epochs]):
         check_pairs(global_batch // world_size, start)
     order = train_order(index, seed=seed, window=window)
+    if repeats != 1:
+        order = RepeatedOrder(order, repeats=repeats, num_samples=index.num_samples)
     jobs = TrainBatches(
         reader=ShardReader(index),
         order=order,

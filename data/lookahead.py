@@ -130,7 +130,7 @@ class LookAhead:
                 self._news.wait(_IDLE_S)
                 self._news.clear()
                 continue
-            with suppress(OSError, Cancelled):  # the reader meets the same error and says it
+            with suppress(OSError, ValueError, Cancelled):  # the reader meets the same error and says it
                 self._store.fetch_ahead(self._shards[shard], self._stop)
 
     def _is_leader(self) -> bool:

@@ -36,7 +36,8 @@ def mirror_index(url: str, cache: Cache, *, retry: Retry) -> Path:
         with cache.lock(description.dataset_id).held(_TIMEOUT_S):
             if not folder.is_dir():
                 _copy(url, text, description.shards, folder, retry)
-    _write(known, text)
+    if not known.is_file() or known.read_bytes() != text:
+        _write(known, text)
     return folder
 
 

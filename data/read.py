@@ -87,8 +87,14 @@ class ShardReader:
             return self._open[shard]
         if len(self._open) >= _MAX_OPEN:
             os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = self.index.store.open(self.index.shards[shard])
+        self._close_evicted()
+        self._open[shard] = self.index.store.open(self.index.shards[shard], self._close_evicted)
         return self._open[shard]
+
+    def _close_evicted(self) -> None:
+        """A file that is unlinked keeps its room on the disk while somebody has it open."""
+        for shard in [shard for shard, file in self._open.items() if os.fstat(file).st_nlink == 0]:
+            self._forget(shard)
 
     def _forget(self, shard: int) -> None:
         if shard in self._open:

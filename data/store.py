@@ -2,14 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 from data.cache import LIMIT_VARIABLE, Cache, NoRoom
-from data.download import fetch, fetch_ahead
+from data.download import Download
 from data.remote import RemoteError, Retry, join, read_bytes, shown
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ __all__ = ["LocalShards", "NoRoom", "RemoteShards", "ShardStore"]
 class ShardStore(Protocol):
     """Gives a shard's bytes to a reader; travels to worker processes."""
 
-    def open(self, shard: "Shard") -> int:
+    def open(self, shard: "Shard", release: Callable[[], None]) -> int:
         """A file descriptor of the whole shard, which the caller closes. May wait for a download. NoRoom where the
-        shard cannot be kept: then `read` gives single samples.
+        shard cannot be kept: then `read` gives single samples. `release` is called when shards were evicted, to close
+        what the caller has open of them: until then they take room on the disk.
         """
 
     def read(self, shard: "Shard", offset: int, size: int) -> bytes:
@@ -42,7 +43,7 @@ class LocalShards:
 
     root: Path
 
-    def open(self, shard: "Shard") -> int:
+    def open(self, shard: "Shard", release: Callable[[], None]) -> int:
         return os.open(self.root / shard.name, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, shard: "Shard", offset: int, size: int) -> bytes:
@@ -63,11 +64,13 @@ class RemoteShards:
     cache: Cache
     retry: Retry
 
-    def open(self, shard: "Shard") -> int:
+    def open(self, shard: "Shard", release: Callable[[], None]) -> int:
+        download = Download(
+            shard=shard, url=self._url_of(shard), cache=self.cache, retry=self.retry, release=release
+        )
         for _ in range(100):  # somebody may evict it in the moment between; not a hundred times
-            path = fetch(shard, self._url_of(shard), self.cache, retry=self.retry)
             try:
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(download.fetch(), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
         raise NoRoom(f"shard {shard.name} is evicted from {self.cache.folder} as soon as it is there")
@@ -89,7 +92,9 @@ class RemoteShards:
 
     def fetch_ahead(self, shard: "Shard", cancelled: Event) -> None:
         """Download the shard if nobody does; errors are those of `open`."""
-        fetch_ahead(shard, self._url_of(shard), self.cache, retry=self.retry, cancelled=cancelled)
+        Download(
+            shard=shard, url=self._url_of(shard), cache=self.cache, retry=self.retry, cancelled=cancelled
+        ).fetch_ahead()
 
     def check_room(self, shards: Sequence["Shard"], num_needed: int) -> None:
         """ValueError where the cache's limit cannot hold any `num_needed` of the shards at once."""

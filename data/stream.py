@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data.augment import with_augment
 from data.batch import Batch
-from data.decode import decode
+from data.decode import Picture
 from data.draws import MixSettings, draw_train
 from data.loader import check_epochs, check_layout, check_pairs
 from data.order import Cursor, advance, hash64, sample_seed
@@ -150,6 +151,8 @@ class StreamBatches(IterableDataset[Batch | Exception]):
             batch_start=cursor.consumed,
             image_size=self.image_size,
         )
+        settings = self.transform_of_epoch[cursor.epoch]
+        draws = with_augment(draws, seeds, settings, image_size=self.image_size)
         images = np.empty((local, 3, self.image_size, self.image_size), np.uint8)
         labels = np.empty(local, np.int64)
         for slot in range(local):
@@ -157,8 +160,8 @@ class StreamBatches(IterableDataset[Batch | Exception]):
             labels[slot] = sample.label
             try:
                 images[slot] = train_transform(
-                    decode(sample.image),
-                    self.transform_of_epoch[cursor.epoch],
+                    Picture(sample.image, apply_exif=settings.apply_exif),
+                    settings,
                     sample_seed=int(seeds[slot]),
                     image_size=self.image_size,
                 )

@@ -1,7 +1,7 @@
-"""One decoded picture to the uint8 array that enters a batch: random for training, fixed for evaluation.
+"""One picture to the uint8 array that enters a batch: random for training, fixed for evaluation.
 
 All randomness of a sample comes from its own seed, so the result depends on nothing but (picture, settings,
-seed). The operations are timm's, in PIL: random resized crop, flip, RandAugment, in that order.
+seed). The operations are timm's: random resized crop, flip, RandAugment (in PIL), in that order.
 """
 
 import math
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transform
 
+from data.crop import NUM_CROP_NUMBERS, Box, center_box, random_box, shorter_to
+from data.decode import Denominator, Picture
+from data.erase import Erase
+from data.jitter import Jitter
 from data.order import hash64, uniform
+from data.resize import (
+    FILTER,
+    Interpolation,
+    check_interpolation,
+    has_torch_filter,
+    resize_torch,
+    resize_window,
+)
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-
-_FILTER: Final = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _LevelFunction = Callable[[float, dict[str, object]], tuple[int]]
-_CROP_TRIES: Final = 10
 _RANDAUG: Final = re.compile(
     r"rand(-(m\d+|n\d+|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3a|3aw)))*"
 )
@@ -41,7 +44,12 @@ class AugmentSettings:
 
     `randaug` is timm's string, such as rand-m9-mstd0.5-inc1, or None; `magnitude` replaces its m, for recipes
     that raise the strength from epoch to epoch. `fill` colours what rotation and shear uncover: round(255 *
-    mean).
+    mean). Colour jitter and erasing always run on the device, RandAugment where `randaug_on` says; see
+    `data.augment`.
+
+    `resampler` pillow gives timm's pixels to the bit, torch a level beside them at most (`data.resize`). `decode`
+    scaled reduces crops of JPEGs that are at least twice too large while they are decoded. All of these are
+    settings, and never a consequence of what a machine has, because they change pixels.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -50,7 +58,13 @@ class AugmentSettings:
     randaug: str | None = None
     magnitude: float | None = None
     interpolation: Interpolation = "bicubic"
+    resampler: Literal["torch", "pillow"] = "torch"
+    decode: Literal["full", "scaled"] = "full"
+    apply_exif: bool = False
     fill: tuple[int, int, int] = (124, 116, 104)
+    randaug_on: Literal["host", "device"] = "host"
+    jitter: Jitter | None = None
+    erase: Erase | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -65,7 +79,25 @@ class AugmentSettings:
             )
         if self.magnitude is not None and not 0 <= self.magnitude <= 10:
             raise ValueError(f"RandAugment magnitude {self.magnitude} is outside 0..10")
-        _check_interpolation(self.interpolation)
+        if self.randaug_on not in ("host", "device"):
+            raise ValueError(f"randaug_on {self.randaug_on!r} is unknown; use host or device")
+        if self.resampler not in ("torch", "pillow"):
+            raise ValueError(f"resampler {self.resampler!r} is unknown; use torch or pillow")
+        if self.decode not in ("full", "scaled"):
+            raise ValueError(f"decode {self.decode!r} is unknown; use full or scaled")
+        if self.decode == "scaled" and self.resampler == "pillow":
+            raise ValueError(
+                "decode scaled and resampler pillow contradict each other: pixels are timm's or quick"
+            )
+        check_interpolation(self.interpolation)
+
+    @property
+    def host_randaug(self) -> str | None:
+        return self.randaug if self.randaug_on == "host" else None
+
+    @property
+    def device_randaug(self) -> str | None:
+        return self.randaug if self.randaug_on == "device" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,49 +106,69 @@ class EvalTransform:
 
     center: shorter side to floor(size / crop_pct), then the central square, as timm. squash: both sides
     straight to the size. none: the picture must have the size already (ImageNet-C). `crop_pct` counts for
-    center alone.
+    center alone. Pixels are those of timm with the installed Pillow, to the bit.
     """
 
     mode: Literal["center", "squash", "none"] = "center"
     crop_pct: float = 0.875
     interpolation: Interpolation = "bicubic"
+    apply_exif: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("center", "squash", "none"):
             raise ValueError(f"resize mode {self.mode!r} is unknown; use center, squash or none")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
-        _check_interpolation(self.interpolation)
+        check_interpolation(self.interpolation)
 
-    def apply(self, image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
-        """PIL RGB -> uint8 [3,image_size,image_size]."""
-        resample = _FILTER[self.interpolation]
-        if self.mode == "none":
-            if image.size != (image_size, image_size):
-                raise ValueError(
-                    f"the image is {image.width}x{image.height} but resize mode 'none' takes only "
-                    f"{image_size}x{image_size}; use mode center or squash"
-                )
-            return _to_array(image)
-        if self.mode == "squash":
-            return _to_array(image.resize((image_size, image_size), resample))
-        resized = _resize_shorter(image, math.floor(image_size / self.crop_pct), resample)
-        return _to_array(_crop_center(resized, image_size))
+    def apply(self, picture: Picture, *, image_size: int) -> NDArray[np.uint8]:
+        """uint8 [3,image_size,image_size]."""
+        whole = Box(0, 0, picture.width, picture.height)
+        new_size, window = (image_size, image_size), Box(0, 0, image_size, image_size)
+        if self.mode == "none" and (picture.width, picture.height) != new_size:
+            raise ValueError(
+                f"the image is {picture.width}x{picture.height} but resize mode 'none' takes only "
+                f"{image_size}x{image_size}; use mode center or squash"
+            )
+        if self.mode == "center":
+            new_size = shorter_to(picture.width, picture.height, math.floor(image_size / self.crop_pct))
+            window = center_box(*new_size, image_size)
+        return resize_window(picture, whole, new_size, window=window, interpolation=self.interpolation)
 
 
 def train_transform(
-    image: Image.Image, settings: AugmentSettings, *, sample_seed: int, image_size: int
+    picture: Picture, settings: AugmentSettings, *, sample_seed: int, image_size: int
 ) -> NDArray[np.uint8]:
-    """PIL RGB -> uint8 [3,image_size,image_size]; equal arguments give equal arrays."""
-    numbers = uniform(hash64(sample_seed, "crop", np.arange(2 * _CROP_TRIES + 3))).tolist()
-    left, top, width, height = _random_box(image, settings, numbers)
-    image = image.crop((left, top, left + width, top + height))
-    image = image.resize((image_size, image_size), _FILTER[settings.interpolation])
+    """uint8 [3,image_size,image_size]; equal arguments give equal arrays."""
+    numbers = uniform(hash64(sample_seed, "crop", np.arange(NUM_CROP_NUMBERS + 1))).tolist()
+    box = random_box(
+        picture.width, picture.height, scale=settings.scale, ratio=settings.ratio, numbers=numbers
+    )
+    pixels = _crop(picture, box, settings, image_size)
     if numbers[-1] < settings.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if settings.randaug is not None:
-        image = _rand_augment(image, _build_randaug(settings), sample_seed=sample_seed)
-    return _to_array(image)
+        pixels = pixels[:, :, ::-1]
+    if settings.host_randaug is None:
+        return pixels
+    # Planes are handed over one by one: an interleaved copy would cost five times as much.
+    image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels])
+    image = _rand_augment(image, build_randaug(settings), sample_seed=sample_seed)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _crop(picture: Picture, box: Box, settings: AugmentSettings, size: int) -> NDArray[np.uint8]:
+    """uint8 [3,size,size]"""
+    denominator = _denominator(box, size) if settings.decode == "scaled" else 1
+    interpolation = settings.interpolation
+    if settings.resampler == "torch" and has_torch_filter(interpolation):
+        return resize_torch(picture.reduced_region(box, denominator), size, interpolation)
+    whole = Box(0, 0, size, size)
+    return resize_window(picture, box, (size, size), window=whole, interpolation=interpolation)
+
+
+def _denominator(box: Box, size: int) -> Denominator:
+    """The largest that leaves at least as many pixels as are needed."""
+    denominators: tuple[Denominator, ...] = (8, 4, 2)
+    return next((d for d in denominators if min(box.width, box.height) >= d * size), 1)
 
 
 @contextmanager
@@ -132,41 +184,11 @@ def seeded_random(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _random_box(
-    image: Image.Image, settings: AugmentSettings, numbers: list[float]
-) -> tuple[int, int, int, int]:
-    """(left, top, width, height): Inception's crop as torchvision and timm do it, with given uniforms."""
-    area = image.width * image.height
-    log_low, log_high = (math.log(ratio) for ratio in settings.ratio)
-    for attempt in range(_CROP_TRIES):
-        target = area * _between(*settings.scale, numbers[2 * attempt])
-        aspect = math.exp(_between(log_low, log_high, numbers[2 * attempt + 1]))
-        width, height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < width <= image.width and 0 < height <= image.height:
-            top = int(numbers[-3] * (image.height - height + 1))
-            left = int(numbers[-2] * (image.width - width + 1))
-            return left, top, width, height
-    return _fallback_box(image, settings.ratio)
-
-
-def _fallback_box(image: Image.Image, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest central box inside the ratio range. A side is at least 1, even of a 500x1 picture."""
-    width, height = image.size
-    if width / height < ratio[0]:
-        height = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        width = max(1, round(height * ratio[1]))
-    return (image.width - width) // 2, (image.height - height) // 2, width, height
-
-
-def _between(low: float, high: float, number: float) -> float:
-    return low + (high - low) * number
-
-
 @lru_cache(maxsize=32)  # building takes 0.1 ms, and the settings change at most once an epoch
-def _build_randaug(settings: AugmentSettings) -> RandAugment:
+def build_randaug(settings: AugmentSettings) -> RandAugment:
+    """timm's object for the settings' RandAugment, with the magnitude of the epoch and the fault below mended."""
     assert settings.randaug is not None, "called without RandAugment"
-    hparams: dict[str, object] = {"img_mean": settings.fill, "interpolation": _FILTER[settings.interpolation]}
+    hparams: dict[str, object] = {"img_mean": settings.fill, "interpolation": FILTER[settings.interpolation]}
     policy: RandAugment = rand_augment_transform(settings.randaug, hparams)
     for op in policy.ops:
         if settings.magnitude is not None:
@@ -190,12 +212,12 @@ def _keep_a_bit(level_fn: _LevelFunction) -> _LevelFunction:
 def _rand_augment(image: Image.Image, policy: RandAugment, *, sample_seed: int) -> Image.Image:
     numbers = uniform(hash64(sample_seed, "ops", np.arange(policy.num_layers)))
     with seeded_random(int(hash64(sample_seed, "randaug"))):
-        for op in _choose(policy, numbers):
+        for op in choose_ops(policy, numbers):
             image = op(image)
     return image
 
 
-def _choose(policy: RandAugment, numbers: NDArray[np.float64]) -> list[AugmentOp]:
+def choose_ops(policy: RandAugment, numbers: NDArray[np.float64]) -> list[AugmentOp]:
     """Each layer's operation: uniform with replacement, or by weights without, as timm chooses."""
     if policy.choice_weights is None:
         return [policy.ops[int(number * len(policy.ops))] for number in numbers]
@@ -205,26 +227,3 @@ def _choose(policy: RandAugment, numbers: NDArray[np.float64]) -> list[AugmentOp
         chosen.append(policy.ops[min(place, len(weights) - 1)])
         weights[place] = 0
     return chosen
-
-
-def _resize_shorter(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """Shorter side to `size`, the longer one rounded down, as torchvision's Resize(size)."""
-    short, long = sorted(image.size)
-    longer = int(size * long / short)
-    shape = (size, longer) if image.width <= image.height else (longer, size)
-    return image if shape == image.size else image.resize(shape, resample)
-
-
-def _crop_center(image: Image.Image, size: int) -> Image.Image:
-    """The offsets round half to even, as torchvision's CenterCrop does: it matters by one pixel."""
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def _check_interpolation(name: str) -> None:
-    if name not in _FILTER:
-        raise ValueError(f"interpolation {name!r} is unknown; use one of {', '.join(_FILTER)}")

@@ -9,10 +9,14 @@ import torch
 
 from bits.ema import Ema
 from bits.environment import Environment
+from bits.noise import noise
 from bits.state import TrainState
+from data.augment import DeviceAugment, device_augment
 from data.batch import Batch
 from data.draws import MixSettings
+from data.erase import Erase
 from data.index import DatasetIndex, load_index
+from data.jitter import Jitter
 from data.loader import train_loader
 from data.order import Cursor
 from data.transform import AugmentSettings, EvalTransform
@@ -160,12 +164,17 @@ def build_train_loader(
         transform_of_epoch=[augment_settings(recipe, epoch) for epoch in epochs],
         mix_of_epoch=[mix_settings(recipe, epoch) for epoch in epochs],
         num_workers=d.num_workers,
+        repeats=d.repeats,
     )
 
 
 def augment_settings(recipe: Recipe, epoch: int) -> AugmentSettings:
-    """Crop, flip and RandAugment of one epoch."""
+    """Crop, flip, RandAugment, colour jitter and erasing of one epoch."""
     d = recipe.data
+    jitter = None
+    if d.color_jitter is not None and max(d.color_jitter) > 0:
+        brightness, contrast, saturation, hue = d.color_jitter
+        jitter = Jitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
     return AugmentSettings(
         scale=d.scale,
         ratio=d.ratio,
@@ -173,7 +182,24 @@ def augment_settings(recipe: Recipe, epoch: int) -> AugmentSettings:
         randaug=d.randaug,
         magnitude=warmup_at(recipe.objective, epoch).magnitude,
         interpolation=d.interpolation,
+        resampler=d.resampler,
+        decode=d.decode,
+        apply_exif=d.apply_exif,
         fill=_fill_colour(recipe.model.mean),
+        randaug_on=d.randaug_on,
+        jitter=jitter,
+        erase=Erase(prob=d.erase_prob, mode=d.erase_mode, count=d.erase_count) if d.erase_prob > 0 else None,
+    )
+
+
+def build_augment(recipe: Recipe) -> DeviceAugment:
+    """The part of the augmentation that runs in the train step: none, unless the recipe has some."""
+    return device_augment(
+        augment_settings(recipe, 0),
+        erase_after_mix=recipe.data.erase_after_mix,
+        mean=recipe.model.mean,
+        std=recipe.model.std,
+        noise=noise,
     )
 
 
@@ -202,4 +228,5 @@ def eval_transform(recipe: Recipe) -> EvalTransform:
         mode="center" if d.eval_resize == "crop" else d.eval_resize,
         crop_pct=d.crop_pct,
         interpolation=d.interpolation,
+        apply_exif=d.apply_exif,
     )

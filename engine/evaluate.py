@@ -275,4 +275,5 @@ def _effort(entry: SuiteEval | AttackEval) -> tuple[int | None, int]:
 def contract_id(transform: EvalTransform, image_size: int) -> str:
     """Names how an image reached the model, so that numbers of different protocols are never taken for the same."""
     resize = f"center{transform.crop_pct:g}" if transform.mode == "center" else transform.mode
-    return f"default/{resize}-{transform.interpolation}-{image_size}px"
+    turned = "-exif" if transform.apply_exif else ""
+    return f"default/{resize}-{transform.interpolation}-{image_size}px{turned}"

@@ -23,6 +23,7 @@ from engine.values import (
     BelowOne,
     Betas,
     Channels,
+    JitterStrengths,
     Magnitude,
     ModelArgument,
     Points,
@@ -46,7 +47,17 @@ class DataSection(Section):
     ratio: Range = (3 / 4, 4 / 3)  # RandomResizedCrop: width over height
     flip: Probability = 0.5
     randaug: Annotated[str, Field(pattern=r"^rand-m\d")] | None = None  # timm's form, rand-m9-mstd0.5-inc1
+    randaug_on: Literal["host", "device"] = "host"  # Pillow in the loader, or batched in the train step
+    color_jitter: JitterStrengths | None = None  # brightness, contrast, saturation[, hue]; on the device
+    erase_prob: Probability = 0.0  # random erasing; on the device
+    erase_mode: Literal["const", "rand", "pixel"] = "const"
+    erase_count: PositiveInt = 1  # boxes of an image, at most
+    erase_after_mix: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resampler: Literal["torch", "pillow"] = "torch"  # of training; pillow: timm's pixels to the bit
+    decode: Literal["full", "scaled"] = "full"  # scaled: large crops of training are reduced while decoded
+    apply_exif: bool = False  # turn pictures as their EXIF asks, in training and evaluation
+    repeats: PositiveInt = 1  # repeated augmentation: crops of each image, decoded once
     eval_resize: Literal["crop", "squash", "none"] = "crop"
     crop_pct: Annotated[float, Field(gt=0, le=1)] = (
         0.875  # used by `crop`: resize the short side to size / crop_pct

@@ -80,7 +80,9 @@ def _add_train(verbs: Any) -> None:
 def _add_eval(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
     parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
-    parser.add_argument("run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file")
+    parser.add_argument(
+        "run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file"
+    )
     parser.add_argument(
         "--suite", default="clean", help="suites, comma-separated, or all (see `list suites`; default: clean)"
     )
@@ -90,7 +92,9 @@ def _add_eval(verbs: Any) -> None:
 def _add_attack(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 2/255,4/255,8/255 --steps 20 --restarts 3"
     parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
-    parser.add_argument("run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file")
+    parser.add_argument(
+        "run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file"
+    )
     parser.add_argument("--attack", default="pgd", help="pgd")
     parser.add_argument("--norm", default="linf", help="linf (default) or l2")
     parser.add_argument(
@@ -163,9 +167,11 @@ def _add_weights(verbs: Any) -> None:
     example = "python launch_gpu.py weights export runs/a a.safetensors --weights ema"
     parser = _verb(verbs, "weights", "describe a weight file, or export a run's weights", example)
     parser.add_argument("action", choices=["info", "export"])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="info: FILE; export: RUN DST")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="info: FILE; export: RUN DST.safetensors"
+    )
     _add_weights_choice(parser)
-    parser.add_argument("--force", action="store_true", help="export: replace what DST holds")
+    parser.add_argument("--force", action="store_true", help="export: replace DST and the card beside it")
 
 
 def _add_report(verbs: Any) -> None:
@@ -184,7 +190,7 @@ def _add_list(verbs: Any) -> None:
     example = "python launch_gpu.py list models 'deit*'"
     parser = _verb(verbs, "list", "models, recipes, suites or attacks, with parameters and sources", example)
     parser.add_argument("what", choices=["models", "recipes", "suites", "attacks"])
-    parser.add_argument("pattern", nargs="?", help="shell pattern of names, e.g. 'deit*'")
+    parser.add_argument("pattern", nargs="?", help="shell pattern of names (recipes: or paths), e.g. 'deit*'")
     parser.add_argument("--data", type=Path, help="suites: say which of them are in this folder")
 
 

@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
+from engine.installed import version
 from engine.machine import git_commit
 from engine.recipe import Recipe, load_recipe
 
@@ -100,7 +100,7 @@ def describe_environment(env: Environment) -> dict[str, Any]:
     """Versions, git commit, devices and command: what somebody needs to repeat the run."""
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "backend": env.backend,
         "device": _device_name(env),
@@ -111,13 +111,6 @@ def describe_environment(env: Environment) -> dict[str, Any]:
         "machine": platform.machine(),
         "command": sys.argv,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _device_name(env: Environment) -> str:

@@ -61,7 +61,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        for check in (_check_attack, _check_radii, _check_mixing, _check_warmup, _check_rates, _check_evals):
+        for check in (
+            *(_check_decoding, _check_attack, _check_radii, _check_mixing, _check_warmup, _check_rates),
+            _check_evals,
+        ):
             check(self)
         return self
 
@@ -125,6 +128,21 @@ def _leaves(tree: Tree, prefix: str = "") -> Tree:
 
 
 # ---- what one field says about another
+
+
+def _check_decoding(recipe: Recipe) -> None:
+    if recipe.data.decode != "scaled":
+        return
+    if recipe.data.resampler == "pillow":
+        raise ValueError(
+            "data.decode is scaled, but data.resampler is pillow, whose point is timm's pixels; "
+            "use decode=full or resampler=torch"
+        )
+    if recipe.data.repeats > 1:
+        raise ValueError(
+            f"data.decode is scaled, but data.repeats is {recipe.data.repeats} and each crop would decode its "
+            "image again; use decode=full, or repeats=1"
+        )
 
 
 def _check_attack(recipe: Recipe) -> None:

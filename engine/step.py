@@ -12,9 +12,10 @@ from bits.environment import Environment
 from bits.meters import Meters
 from bits.noise import noise
 from bits.state import TrainState
+from data.augment import NO_AUGMENT, DeviceAugment
 from data.batch import START, Batch
 from data.mix import mix, smooth_one_hot
-from engine.build import mix_settings
+from engine.build import build_augment, mix_settings
 from engine.fields import AttackSection
 from engine.knobs import Knobs
 from engine.optim import TensorLrOptimizer
@@ -37,6 +38,7 @@ class StepSettings:
     clip_norm: float | None
     accumulate: int
     preview: int = 0  # images of each batch that stay to be looked at
+    augment: DeviceAugment = NO_AUGMENT
 
 
 def step_settings(recipe: Recipe, num_classes: int) -> StepSettings:
@@ -50,6 +52,7 @@ def step_settings(recipe: Recipe, num_classes: int) -> StepSettings:
         clip_norm=recipe.optim.clip_norm,
         accumulate=recipe.optim.accumulate,
         preview=recipe.run.preview_images,
+        augment=build_augment(recipe),
     )
 
 
@@ -97,11 +100,13 @@ class TrainStep:
         return (image.detach()[: self.settings.preview] * 255.0).round().to(torch.uint8)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = batch.image.float() / 255.0
         s = self.settings
+        image, label = s.augment.before_mix(batch.image, batch.draw, batch.seed), batch.label
         if s.mixing:
-            return mix(image, batch.label, batch.draw, num_classes=s.num_classes, smoothing=s.smoothing)
-        return image, smooth_one_hot(batch.label, num_classes=s.num_classes, smoothing=s.smoothing)
+            image, target = mix(image, label, batch.draw, num_classes=s.num_classes, smoothing=s.smoothing)
+        else:
+            target = smooth_one_hot(label, num_classes=s.num_classes, smoothing=s.smoothing)
+        return s.augment.after_mix(image, batch.draw, batch.seed), target
 
     def _attack(
         self, attack: AttackSection, image: Tensor, batch: Batch, target: Tensor, knobs: Knobs

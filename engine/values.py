@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     ValidationInfo,
@@ -71,6 +72,13 @@ def _scalar(value: object) -> object:
     return value
 
 
+def _four_strengths(value: object) -> object:
+    """One number is of brightness, contrast and saturation alike, as in timm; three leave the hue as it is."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value, value, value, 0.0)
+    return (*value, 0.0) if isinstance(value, (list, tuple)) and len(value) == 3 else value
+
+
 # YAML has lists and no tuples, so the outermost type is taken leniently; what is inside stays strict.
 Number = Annotated[float, BeforeValidator(_fraction)]
 Range = Annotated[tuple[Number, Number], Field(strict=False), AfterValidator(_rising)]
@@ -79,6 +87,11 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[BelowOne, BelowOne], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Spread = Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)]
+JitterStrengths = Annotated[
+    tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Annotated[float, Field(ge=0, le=0.5)]],
+    Field(strict=False),
+    BeforeValidator(_four_strengths),
+]
 Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]
 PositiveRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0)]  # in a section with `norm`
 Magnitude = Annotated[float, Field(ge=0, le=10)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +22,14 @@ from engine.report.gallery import picture_tables
 from engine.report.gather import gather
 from engine.report.page import GENERATOR, title_of, to_html, warnings_of
 from engine.report.radius import curves
-from engine.report.summary import Summary, summarize
+from engine.report.summary import Column, Summary, summarize
 from engine.report.tables import FIELDS, MARKDOWN_MARK, records, to_csv, to_markdown, to_text
 from engine.report.words import drop_text, share_text
 
 # How a file of ours begins, so that nobody's README.md is replaced by a table.
 MARKS = {".html": GENERATOR, ".md": MARKDOWN_MARK, ".csv": ",".join(FIELDS[:3])}
+
+CELL_WIDTH = 23  # of "100.0 % [98.9, 100.0]" and the gap
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def _print(summary: Summary, warnings: Sequence[str], paths: Sequence[Path]) -> 
     if not summary.columns:
         print("no evaluation can be shown")
     elif sys.stdout.isatty():
-        Console().print(_rich_table(summary))
+        _print_tables(Console(), summary)
     else:
         print(to_text(summary))
     for warning in warnings:
@@ -112,16 +115,24 @@ def _print(summary: Summary, warnings: Sequence[str], paths: Sequence[Path]) -> 
     print(f"written: {', '.join(map(str, paths))}")
 
 
-def _rich_table(summary: Summary) -> Table:
+def _print_tables(console: Console, summary: Summary) -> None:
+    """As many columns side by side as the terminal is wide for; the others below."""
+    widest = max(len(row.label) for row in summary.rows)
+    at_once = max(1, (console.width - widest - 4) // CELL_WIDTH)
+    for start in range(0, len(summary.columns), at_once):
+        console.print(_rich_table(summary, summary.columns[start : start + at_once]))
+    console.print("accuracy [95 % Wilson interval], below it the drop relative to clean", style="dim")
+
+
+def _rich_table(summary: Summary, columns: Sequence[Column]) -> Table:
     """Text objects, for a name may hold what rich would take for markup."""
-    table = Table(caption="accuracy [95 % Wilson interval], drop relative to clean", caption_justify="left")
-    table.add_column("run", style="bold")
-    for column in summary.columns:
-        table.add_column(
-            Text(f"{column.name}{' (not comparable)' if column.problem else ''}"), justify="right"
-        )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("run", style="bold", overflow="fold")
+    for column in columns:
+        name = f"{column.name}{' (not comparable)' if column.problem else ''}"
+        table.add_column(Text(name), justify="right", overflow="fold")
     for place, row in enumerate(summary.rows):
-        cells = [column.cells[place] for column in summary.columns]
+        cells = [column.cells[place] for column in columns]
         words = ["-" if c is None else f"{share_text(c.share)}\n{drop_text(c.drop)}".rstrip() for c in cells]
         table.add_row(Text(row.label), *map(Text, words))
     return table

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.report.facts import Share, TrainPoint
-from engine.report.figures import Figure, line_canvas, percent_axis, run_line, share_line
+from engine.report.figures import Figure, epoch_axis, line_canvas, percent_axis, run_line, share_line
 from engine.report.radius import Curve
 from engine.report.summary import Row, Summary
 from engine.report.svg import themed, to_svg
@@ -114,8 +114,7 @@ def _training_figure(quantity: Quantity, rows: Sequence[Row]) -> Figure:
         for row in rows:
             x, y = [at for at, _ in curves[row.label]], [value for _, value in curves[row.label]]
             run_line(axes, row, x, y, is_marked=len(x) <= 40)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("epochs")
+        epoch_axis(axes)
         if quantity.name == "top1":
             percent_axis(axes, "y", quantity.axis)
         else:
@@ -163,10 +162,9 @@ def _epoch_figure(name: str, title: str, rows: Sequence[Row], place: int) -> Fig
         canvas, axes = line_canvas()
         for row, points in drawn.values():
             share_line(axes, row, points, is_band=False)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("epochs")
+        epoch_axis(axes)
         percent_axis(axes, "y", "accuracy (%)")
-    heading = f"{title} after each epoch at which it was evaluated"
+    heading = f"{title}: accuracy during training"
     ends = "; ".join(
         f"{label} {share_text(points[-1][1])} after epoch {points[-1][0]:g}"
         for label, (_, points) in drawn.items()

@@ -38,6 +38,13 @@ def percent_axis(axes: Axes, which: str, label: str) -> None:
     axis.set_major_locator(MaxNLocator(5))
 
 
+def epoch_axis(axes: Axes) -> None:
+    """From 0, in whole epochs where there are several."""
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=axes.get_xlim()[1] >= 2))
+    axes.set_xlabel("epochs")
+
+
 def line_canvas() -> tuple[Canvas, Axes]:
     canvas = Canvas(figsize=(WIDTH_IN, 3.1), layout="constrained")
     return canvas, canvas.subplots()

@@ -46,7 +46,8 @@ def _sentence(column: Column, rows: Sequence[Row]) -> str:
         return _alone(column, there[0])
     if column.problem:
         return f"{column.title}: not comparable between the runs ({column.problem})."
-    return _compared(column, sorted(there, key=lambda m: -m.share.value))
+    absent = f" Measured on {len(there)} of {len(rows)} rows." if len(there) < len(rows) else ""
+    return _compared(column, sorted(there, key=lambda m: -m.share.value)) + absent
 
 
 def _alone(column: Column, measured: Measured) -> str:

@@ -56,6 +56,7 @@ def _curve(members: Sequence[Member], attacks: Iterable[Member]) -> Curve | None
     chosen, step_text = _same_steps(members)
     labels = dict.fromkeys(row.label for row, _ in chosen)
     lines = tuple(_line([member for member in chosen if member[0].label == label]) for label in labels)
+    lines = tuple(sorted(lines, key=lambda line: line.row.style))
     if len({eps for line in lines for eps, _ in line.points}) < 3:  # eps 0 and two radii
         return None
     example = chosen[0][1]

@@ -1,12 +1,14 @@
 """cue64 as shards: the same bytes however they are made, labels and textures as dialled, each shift what it says."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from data.cue64 import FOLDERS, SHIFTED, Cue64, make_cue64, paint, part_of, texture_of
 from data.cue_scene import PATCH, Painter, draw_scenes, make_canvas
@@ -56,7 +58,7 @@ def number(key: str) -> int:
 
 
 def test_every_folder_is_whole_and_says_what_it_is(root: Path) -> None:
-    assert {path.name for path in root.iterdir()} == set(FOLDERS)
+    assert {path.name for path in root.iterdir()} == set(FOLDERS)  # nothing half done beside them
     for name in FOLDERS:
         assert not verify(root / name, full=True).problems
         index = load_index(root / name)
@@ -71,9 +73,8 @@ def test_every_shift_has_a_manifest() -> None:
         assert "shards make cue64" in load_suite(f"cue64-{name}").make
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_bytes_are_equal_whatever_the_number_of_workers(root: Path, tmp_path: Path, num_workers: int) -> None:
-    made = make_cue64(tmp_path / "again", SMALL, samples_per_shard=SAMPLES_PER_SHARD, num_workers=num_workers)
+def test_bytes_are_equal_whatever_the_number_of_workers(root: Path, tmp_path: Path) -> None:
+    made = make_cue64(tmp_path / "again", SMALL, samples_per_shard=SAMPLES_PER_SHARD, num_workers=3)
     assert len(list(made)) == len(FOLDERS)
     assert contents(tmp_path / "again") == contents(root)
 
@@ -182,26 +183,18 @@ def test_shuffled_keeps_the_multiset_of_patches(root: Path) -> None:
 
 
 def test_retextured_changes_nothing_outside_the_shape(root: Path) -> None:
-    filled = {
-        number(k): p[..., 0] == 0 for k, (_, p) in pictures(load_index(root / "cue64-silhouette")).items()
-    }
+    shapes = {number(k): p[..., 0] for k, (_, p) in pictures(load_index(root / "cue64-silhouette")).items()}
     val = {number(key): pixels for key, (_, pixels) in pictures(load_index(root / "val")).items()}
     for key, (_, pixels) in pictures(load_index(root / "cue64-retextured")).items():
         different = (pixels != val[number(key)]).any(-1)
-        grown = filled[number(key)].copy()
-        for axis in (0, 1):
-            for step in (-1, 1):
-                grown |= np.roll(grown, step, axis)
-        assert different.any()
-        assert not (different & ~grown).any()
+        assert different.mean() > 0.02
+        assert distance_transform_edt(shapes[number(key)])[different].max() < 2.5  # soft edges
 
 
 def test_what_is_whole_is_used_and_the_rest_made(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    list(make_cue64(copy, SMALL, samples_per_shard=SAMPLES_PER_SHARD, num_workers=0))
-    for path in (copy / "cue64-sketch").iterdir():
-        path.unlink()
-    (copy / "cue64-sketch").rmdir()
+    shutil.copytree(root, copy)
+    shutil.rmtree(copy / "cue64-sketch")
     again = list(make_cue64(copy, SMALL, samples_per_shard=SAMPLES_PER_SHARD, num_workers=0))
     assert [made.path.name for made in again if not made.is_reused] == ["cue64-sketch"]
     assert contents(copy) == contents(root)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data.batch import LAM, MIX_ON, START, Batch
-from data.decode import decode
+from data.decode import Picture
 from data.draws import MixSettings, draw_train
 from data.index import DatasetIndex
 from data.loader import eval_loader, train_loader
@@ -114,7 +114,7 @@ def test_batches_are_what_the_parts_say(index: DatasetIndex, expected: list[tupl
     seeds = sample_seed(positions, seed=0, epoch=1)
     reader = ShardReader(index)
     for slot, key in enumerate(keys.tolist()):
-        image = decode(reader.read(key))
+        image = Picture(reader.read(key))
         array = train_transform(image, AUGMENT[1], sample_seed=int(seeds[slot]), image_size=SIZE)
         assert np.array_equal(batch.image[slot].numpy(), array)
     assert batch.key.tolist() == keys.tolist()
@@ -290,7 +290,7 @@ def test_eval_batch_content(index: DatasetIndex) -> None:
     assert (batch.draw[:, LAM] == 1).all()
     assert (batch.draw[:, 1:] == 0).all()
     key = int(batch.key[0])
-    image = EvalTransform().apply(decode(ShardReader(index).read(key)), image_size=SIZE)
+    image = EvalTransform().apply(Picture(ShardReader(index).read(key)), image_size=SIZE)
     assert np.array_equal(batch.image[0].numpy(), image)
     assert (
         batch.seed[batch.mask].tolist()

@@ -176,7 +176,7 @@ def test_redirects_are_followed_but_not_anywhere(
     server.fault = lambda name, number: (target + name, "cut:50000", target + name, "")[number % 4]
     assert contents(opened) == contents(noise)
     server.fault = lambda name, number: "to:file:///etc/passwd"
-    with pytest.raises(RemoteError, match="HTTP 302 .*file:///etc/passwd"):
+    with pytest.raises(RemoteError, match=r"HTTP 302 .*file:///etc/passwd"):
         list(read_stream(f"{server.url}/x", retry=FAST))
 
 
@@ -281,7 +281,7 @@ def test_object_stores_go_through_fsspec(noise: DatasetIndex, tmp_path: Path) ->
     try:
         index = load_index("s3://bucket/train", cache=Cache.default(tmp_path), retry=FAST)
         assert contents(index) == contents(noise)
-        with pytest.raises(RemoteError, match="s3://bucket/none/index.json: FileNotFoundError"):
+        with pytest.raises(RemoteError, match=r"s3://bucket/none/index.json: FileNotFoundError"):
             load_index("s3://bucket/none", cache=Cache.default(tmp_path), retry=FAST)
     finally:
         sys.modules["fsspec.registry"]._registry.pop("s3", None)

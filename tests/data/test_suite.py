@@ -89,7 +89,7 @@ def test_an_unknown_suite_names_the_nearest() -> None:
         load_suite("digits-nosie")
     with pytest.raises(ValueError, match=r"suite '../clean' is unknown"):
         load_suite("../clean")
-    with pytest.raises(ValueError, match=r"suite 'zzz' is unknown; known are clean, digits-blur, "):
+    with pytest.raises(ValueError, match=r"suite 'zzz' is unknown; known are clean, cue64-conflict, "):
         load_suite("zzz")
 
 

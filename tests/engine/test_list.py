@@ -154,8 +154,13 @@ def test_recipes(listed: Listed) -> None:
 
 
 def test_recipes_by_pattern(listed: Listed, refused: Callable[..., str]) -> None:
-    for pattern in ("cnn_adv", "quickstart/cnn_a*", "recipes/*/cnn_adv.yaml"):
-        assert [row["recipe"] for row in listed("recipes", pattern)[1]] == ["recipes/quickstart/cnn_adv.yaml"]
+    both = ["recipes/cue64/cnn_adv.yaml", "recipes/quickstart/cnn_adv.yaml"]
+    for pattern, fitting in (
+        ("cnn_adv", both),
+        ("recipes/*/cnn_adv.yaml", both),
+        ("quickstart/cnn_a*", both[1:]),
+    ):
+        assert [row["recipe"] for row in listed("recipes", pattern)[1]] == fitting
     assert "no recipe fits 'cnn_advv'; the nearest is cnn_adv" in refused("recipes", "cnn_advv")
 
 

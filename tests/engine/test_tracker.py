@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from bits.checkpoint import latest_checkpoint, list_checkpoints
-from engine import verb_train
+from engine import loop, verb_train
 from engine.cli import Launch, parse
 from engine.log import RunLog, read_log
 from engine.tracker import TRAIN_SCALARS, TensorBoard, Trackers, import_wandb
@@ -199,6 +199,21 @@ os.kill(os.getpid(), signal.SIGKILL)
     killed = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
     assert killed.returncode == -signal.SIGKILL
     assert [step for step, _ in scalars(tmp_path, "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_is_never_ahead_of_the_curves(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(folder: Path, step: int, *rest: Any, **words: Any) -> None:
+        done.append(f"save {step}")
+        save_checkpoint(folder, step, *rest, **words)
+
+    done: list[str] = []
+    save_checkpoint = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(TensorBoard, "flush", lambda self: done.append("flush"))
+    train(recipe, tmp_path / "run", "run.checkpoint_every=2", "run.max_steps=5", "evals=[]")
+    assert done == ["flush", "save 2", "flush", "save 4", "flush", "save 5"]
 
 
 def test_one_writer_for_several_processes(recipe: Path, launch: LaunchFn, tmp_path: Path) -> None:
