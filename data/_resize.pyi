@@ -1,4 +1,5 @@
-from typing_extensions import Buffer
+import numpy as np
+from numpy.typing import NDArray
 
 def span(old_size: int, new_size: int, first: int, count: int, support: int, /) -> tuple[int, int]:
     """[start, stop) of the `old_size` pixels along one axis that outputs first .. first + count - 1 of `new_size` are
@@ -6,13 +7,13 @@ def span(old_size: int, new_size: int, first: int, count: int, support: int, /) 
     """
 
 def resize(
-    source: Buffer,
+    source: NDArray[np.uint8],
     source_box: tuple[int, int, int, int],
     old_size: tuple[int, int],
     new_size: tuple[int, int],
     window: tuple[int, int, int, int],
     support: int,
-    out: Buffer,
+    out: NDArray[np.uint8],
     /,
 ) -> None:
     """The `window` (left, top, width, height) of a picture of `old_size` (width, height) resized to `new_size`, into

@@ -22,14 +22,22 @@ from engine.report.gallery import picture_tables
 from engine.report.gather import gather
 from engine.report.page import GENERATOR, title_of, to_html, warnings_of
 from engine.report.radius import curves
-from engine.report.summary import Column, Summary, summarize
-from engine.report.tables import FIELDS, MARKDOWN_MARK, records, to_csv, to_markdown, to_text
-from engine.report.words import drop_text, share_text
+from engine.report.summary import Summary, summarize
+from engine.report.tables import (
+    FIELDS,
+    MARKDOWN_MARK,
+    oriented,
+    records,
+    short,
+    to_csv,
+    to_markdown,
+    to_text,
+)
 
 # How a file of ours begins, so that nobody's README.md is replaced by a table.
 MARKS = {".html": GENERATOR, ".md": MARKDOWN_MARK, ".csv": ",".join(FIELDS[:3])}
 
-CELL_WIDTH = 23  # of "100.0 % [98.9, 100.0]" and the gap
+CELL_WIDTH = 31  # of "100.0 % [98.9, 100.0] -12.3 %" and the gap
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -110,6 +118,8 @@ def _print(summary: Summary, warnings: Sequence[str], paths: Sequence[Path]) -> 
         _print_tables(Console(), summary)
     else:
         print(to_text(summary))
+    if summary.columns:
+        print("accuracy [95 % Wilson interval] and, behind it, the drop relative to clean")
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"written: {', '.join(map(str, paths))}")
@@ -117,22 +127,22 @@ def _print(summary: Summary, warnings: Sequence[str], paths: Sequence[Path]) -> 
 
 def _print_tables(console: Console, summary: Summary) -> None:
     """As many columns side by side as the terminal is wide for; the others below."""
-    widest = max(len(row.label) for row in summary.rows)
-    at_once = max(1, (console.width - widest - 4) // CELL_WIDTH)
-    for start in range(0, len(summary.columns), at_once):
-        console.print(_rich_table(summary, summary.columns[start : start + at_once]))
-    console.print("accuracy [95 % Wilson interval], below it the drop relative to clean", style="dim")
+    heads = [f"{c.name}{' (not comparable)' if c.problem else ''}" for c in summary.columns]
+    lines = oriented(summary, heads, [[short(cell) for cell in column.cells] for column in summary.columns])
+    widest = max(len(line[0]) for line in lines)
+    at_once = max(1, (console.width - widest - 2) // CELL_WIDTH)
+    for start in range(1, len(lines[0]), at_once):
+        console.print(_rich_table([[line[0], *line[start : start + at_once]] for line in lines]))
 
 
-def _rich_table(summary: Summary, columns: Sequence[Column]) -> Table:
+def _rich_table(lines: Sequence[Sequence[str]]) -> Table:
     """Text objects, for a name may hold what rich would take for markup."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("run", style="bold", overflow="fold")
-    for column in columns:
-        name = f"{column.name}{' (not comparable)' if column.problem else ''}"
-        table.add_column(Text(name), justify="right", overflow="fold")
-    for place, row in enumerate(summary.rows):
-        cells = [column.cells[place] for column in columns]
-        words = ["-" if c is None else f"{share_text(c.share)}\n{drop_text(c.drop)}".rstrip() for c in cells]
-        table.add_row(Text(row.label), *map(Text, words))
+    for place, head in enumerate(lines[0]):
+        is_first = place == 0
+        table.add_column(
+            Text(head), style="bold" if is_first else "", justify="left" if is_first else "right"
+        )
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
     return table

@@ -114,24 +114,33 @@ def _bare_rows(summary: Summary) -> Markup:
 
 
 def _summary_table(summary: Summary) -> Markup:
-    head = tag("tr", tag("th", "run", scope="col"), (_column_head(column) for column in summary.columns))
-    body = (
-        tag("tr", _row_head(row), (_cell(column.cells[place]) for column in summary.columns))
-        for place, row in enumerate(summary.rows)
-    )
+    if summary.is_tall:
+        head = tag(
+            "tr", tag("th", "evaluation", scope="col"), (_row_head(row, "col") for row in summary.rows)
+        )
+        body = [
+            tag("tr", _column_head(column, "row"), (_cell(cell) for cell in column.cells))
+            for column in summary.columns
+        ]
+    else:
+        head = tag("tr", tag("th", "run", scope="col"), (_column_head(c, "col") for c in summary.columns))
+        body = [
+            tag("tr", _row_head(row, "row"), (_cell(column.cells[place]) for column in summary.columns))
+            for place, row in enumerate(summary.rows)
+        ]
     return tag("table", tag("thead", head), tag("tbody", body), class_="summary")
 
 
-def _column_head(column: Column) -> Markup:
+def _column_head(column: Column, scope: str) -> Markup:
     words = f"{NOT_COMPARABLE} not comparable: {column.problem}"
     problem = tag("span", words, class_="problem") if column.problem else ""
     detail = tag("span", column.detail, class_="detail") if column.detail else ""
-    return tag("th", tag("span", column.title, class_="title"), detail, problem, scope="col")
+    return tag("th", tag("span", column.title, class_="title"), detail, problem, scope=scope)
 
 
-def _row_head(row: Row) -> Markup:
+def _row_head(row: Row, scope: str) -> Markup:
     name = tag("span", sign(row), row.label, class_="title")
-    return tag("th", name, tag("span", describe_run(row.run), class_="detail"), _state(row.run), scope="row")
+    return tag("th", name, tag("span", describe_run(row.run), class_="detail"), _state(row.run), scope=scope)
 
 
 def describe_run(run: RunFacts) -> str:

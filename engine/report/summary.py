@@ -49,6 +49,11 @@ class Summary:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
 
+    @property
+    def is_tall(self) -> bool:
+        """Whether tables show evaluations as lines and runs as columns, so that many of a few runs fit a page."""
+        return len(self.columns) > max(5, len(self.rows))
+
 
 def summarize(runs: Sequence[RunFacts]) -> Summary:
     """Rows in the order of the runs; clean first, then suites, then attacks from weak to strong."""
@@ -75,11 +80,20 @@ def _evaluations(row: Row) -> list[Evaluation]:
     return [e for e in row.run.final if e.weights == row.weights]
 
 
-def _order(column: Column) -> tuple[bool, bool, str, str, float, float, str]:
+def _order(column: Column) -> tuple[bool, bool, bool, str, str, float, float, str]:
     first = next(cell.evaluation for cell in column.cells if cell)
     steps = first.setting("steps")
     strength = (float(steps) if isinstance(steps, int | float) else 0.0, first.eps)
-    return bool(first.attack), column.name != CLEAN, first.suite, first.norm, *strength, column.detail
+    is_other_norm = first.norm not in ("", "linf")  # the usual threat first
+    return (
+        bool(first.attack),
+        column.name != CLEAN,
+        is_other_norm,
+        first.suite,
+        first.norm,
+        *strength,
+        column.detail,
+    )
 
 
 def _columns(name: str, found: Sequence[Sequence[Evaluation]], rows: Sequence[Row]) -> list[Column]:

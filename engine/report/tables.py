@@ -92,10 +92,21 @@ def _markdown_table(summary: Summary) -> Iterator[str]:
         f"{h} - not comparable: {c.problem}" if c.problem else h
         for h, c in zip(heads, summary.columns, strict=True)
     ]
-    yield _line(["run", *marked])
-    yield _line(["---"] * (len(marked) + 1), is_escaped=True)
-    for place, row in enumerate(summary.rows):
-        yield _line([row.label, *(cell_text(column.cells[place]) for column in summary.columns)])
+    body = [[cell_text(cell) for cell in column.cells] for column in summary.columns]
+    for number, line in enumerate(oriented(summary, marked, body)):
+        yield _line(line)
+        if number == 0:
+            yield _line(["---"] * len(line), is_escaped=True)
+
+
+def oriented(summary: Summary, heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Lines of a table, its head first. `heads` and `cells` are by column of the summary, which is a line where the
+    table is tall."""
+    labels = [row.label for row in summary.rows]
+    if summary.is_tall:
+        return [["evaluation", *labels], *([head, *line] for head, line in zip(heads, cells, strict=True))]
+    lines = ([label, *(column[place] for column in cells)] for place, label in enumerate(labels))
+    return [["run", *heads], *lines]
 
 
 def _line(cells: Iterable[str], *, is_escaped: bool = False) -> str:
@@ -118,19 +129,14 @@ def cell_text(cell: Cell | None) -> str:
 
 
 def to_text(summary: Summary) -> str:
-    """Aligned columns for what is not a terminal: runs as rows."""
-    head = ["run", *(column.name for column in summary.columns)]
-    body = [
-        [row.label, *(_short(column.cells[place]) for column in summary.columns)]
-        for place, row in enumerate(summary.rows)
-    ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True))
-        for line in [head, *body]
-    ]
+    """Aligned columns for what is not a terminal."""
+    names = [column.name for column in summary.columns]
+    table = oriented(summary, names, [[short(cell) for cell in column.cells] for column in summary.columns])
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    lines = ["  ".join(word.ljust(n) for word, n in zip(line, widths, strict=True)) for line in table]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _short(cell: Cell | None) -> str:
-    return "-" if cell is None else share_text(cell.share)
+def short(cell: Cell | None) -> str:
+    """91.1 % [87.7, 93.6] -8.1 %."""
+    return "-" if cell is None else f"{share_text(cell.share)} {drop_text(cell.drop)}".rstrip()

@@ -1,5 +1,6 @@
 """RandAugment on the device against timm's in Pillow: every operation at every level, then whole pictures."""
 
+import io
 import random
 from collections import Counter
 
@@ -12,6 +13,7 @@ from timm.data import auto_augment
 
 from data.augment import device_augment, with_augment
 from data.batch import NUM_DRAWS
+from data.decode import Picture
 from data.device_randaug import DeviceRandAugment
 from data.digits import _load
 from data.lut import divide, histogram
@@ -22,7 +24,7 @@ from data.transform import AugmentSettings, Interpolation, build_randaug, seeded
 SIZE = 64
 SETS = {"increasing": "-inc1", "plain": "", "weights": "-inc1-tweights", "3a": "-t3a", "3aw": "-t3aw"}
 LEVELS = range(11)
-DRAWS_OF_LEVEL = 3  # signs differ between draws
+DRAWS_OF_LEVEL = 2  # signs differ between draws
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
@@ -39,6 +41,12 @@ def pictures() -> list[Image.Image]:
     halves.paste((30, 60, 90), (0, 0, SIZE // 2, SIZE))
     pale = Image.fromarray(np.clip(np.asarray(photos[0]).astype(int) + 180, 0, 255).astype(np.uint8))
     return [*photos, *digits, flat, halves, pale]
+
+
+def encoded(image: Image.Image) -> Picture:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return Picture(file.getvalue())
 
 
 def to_levels(images: list[Image.Image]) -> torch.Tensor:
@@ -80,13 +88,17 @@ OPERATIONS = sorted(
 
 @pytest.mark.parametrize(("name", "text"), [pair for pair in OPERATIONS if pair[0] not in WARPS])
 def test_levels_equal_pillows(name: str, text: str) -> None:
-    """Bit for bit; autocontrast may be one level higher, where Pillow's float64 falls short of a whole number."""
+    """Bit for bit; autocontrast may be one level higher, where Pillow's float64 falls short of a whole number.
+
+    And no picture is black, as timm's posterize makes it at level 10.
+    """
     slack = 1 if name == "AutoContrast" else 0
     for level in LEVELS:
         wanted, found = both(name, text, level, "bicubic")
-        assert 0 <= (found - wanted).min(), level
+        assert (found - wanted).min() >= 0, level
         assert (found - wanted).max() <= slack, level
         assert (found != wanted).float().mean() < 0.01
+        assert found.flatten(1).amax(1).min() > 0, level
 
 
 @pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
@@ -97,16 +109,8 @@ def test_warps_agree_with_pillows(name: str, filter_: Interpolation) -> None:
         difference = (found - wanted).abs()
         assert difference.mean() < 0.04, level  # levels of 255
         assert (difference > 1).float().mean() < 1e-4, level
+        assert found.flatten(1).amax(1).min() > 0, level
         assert level == 0 or (found != to_levels(pictures() * DRAWS_OF_LEVEL)).any()
-
-
-@pytest.mark.parametrize("text", SETS.values(), ids=SETS)
-def test_no_operation_at_any_level_makes_a_picture_black(text: str) -> None:
-    """At level 10 timm's posterize keeps no bit."""
-    for name in {op.name for op in build_randaug(AugmentSettings(randaug=f"rand-m9{text}")).ops}:
-        for level in LEVELS:
-            _, found = both(name, f"rand-m9-p1-n1{text}", level, "bilinear")
-            assert found.flatten(1).amax(1).min() > 0, (name, level)
 
 
 @pytest.mark.parametrize("text", SETS.values(), ids=SETS)
@@ -122,7 +126,7 @@ def test_whole_pictures_are_the_loaders(text: str) -> None:
 
     def load(settings: AugmentSettings) -> torch.Tensor:
         arrays = [
-            train_transform(image, settings, sample_seed=int(seed), image_size=SIZE)
+            train_transform(encoded(image), settings, sample_seed=int(seed), image_size=SIZE)
             for image, seed in zip(images, seeds, strict=True)
         ]
         return torch.from_numpy(np.stack(arrays)).float()

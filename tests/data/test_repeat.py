@@ -1,7 +1,6 @@
 """Repeated augmentation: which sample stands where, decoded once, and equal on every layout."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
