@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.cli import ALONE, Launch, validate
 from engine.cli import main as run_verb
 from engine.failure import guarded
-from engine.launch import check_packages, follow_launcher, hush, is_worker, launcher_flags, run_copies
+from engine.launch import check_packages, follow_launcher, hush, is_worker, launcher_flags, leave, run_copies
 
 PROGRAM = "launch_gpu.py"
 
@@ -46,4 +46,4 @@ def launch(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

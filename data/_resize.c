@@ -1,11 +1,9 @@
 /* Pillow's 8-bit resize of a window, in vectors.
 
-The filter weights are those of Pillow's precompute_coeffs (libImaging/Resample.c): doubles, scaled by 2^22 and
-rounded; both passes add integers and round to 8 bits. Every step is the same integer arithmetic, so the result
-is Pillow's to the bit on every machine, whatever its vectors are. What is saved: pixels that no output needs are
-not touched, four bytes at a time become eight lanes, and the output is planar as a batch wants it.
-
-Vectors are written in the notation that GCC and Clang share. An x86 processor with AVX2 is found at run time. */
+The filter weights are those of Pillow (precompute_coeffs of libImaging/Resample.c, MIT-CMU licence): doubles, scaled
+by 2^22 and rounded; a pass along rows and one along columns add integers and round to 8 bits. Every step is the same
+arithmetic, so the result is Pillow's to the bit with any vectors or none. What is saved: pixels that no output
+needs are not touched, AVX2 (found at run time) does eight lanes at once, the output is planar as a batch wants it. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -208,6 +206,7 @@ typedef struct {
     uint8_t *pairs, *middle, *row;
     size_t stride;
     uint8_t *out; /* three planes */
+    int is_plain; /* without AVX2 even where it is: for tests */
 } Work;
 
 static void
@@ -215,7 +214,7 @@ run(Work *w) {
     void (*across)(const uint8_t *, const Axis *, int, uint8_t *, uint8_t *) = across_plain;
     void (*down)(const uint8_t *, size_t, const int32_t *, int, uint8_t *) = down_plain;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && !getenv("ROBUST_RESIZE_PLAIN")) {
+    if (__builtin_cpu_supports("avx2") && !w->is_plain) {
         across = across_avx2;
         down = down_avx2;
     }
@@ -296,9 +295,9 @@ resize(PyObject *self, PyObject *args) {
     Py_buffer source, out;
     int support;
     const char *error;
-    if (!PyArg_ParseTuple(args, "y*(iiii)(ii)(ii)(iiii)iw*", &source, &w.left, &w.top, &w.width, &w.height,
+    if (!PyArg_ParseTuple(args, "y*(iiii)(ii)(ii)(iiii)iw*|p", &source, &w.left, &w.top, &w.width, &w.height,
                           &w.x.old_size, &w.y.old_size, &w.x.new_size, &w.y.new_size, &w.x.first, &w.y.first,
-                          &w.x.count, &w.y.count, &support, &out))
+                          &w.x.count, &w.y.count, &support, &out, &w.is_plain))
         return NULL;
     if (w.left < 0 || w.top < 0 || w.width < 1 || w.height < 1 || w.width > MAX_SIDE || w.height > MAX_SIDE)
         PyErr_SetString(PyExc_ValueError, "the source's place is out of range");

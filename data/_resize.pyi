@@ -14,9 +14,10 @@ def resize(
     window: tuple[int, int, int, int],
     support: int,
     out: NDArray[np.uint8],
+    is_plain: bool = ...,
     /,
 ) -> None:
     """The `window` (left, top, width, height) of a picture of `old_size` (width, height) resized to `new_size`, into
     `out` (3 x height x width bytes). `source` is RGB and holds only the picture's part `source_box`; ValueError
-    where the window needs more.
+    where the window needs more. `is_plain` leaves AVX2 aside, for tests.
     """

@@ -5,8 +5,10 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
+from typing import NoReturn
 
 from bits.processes import follow_launcher, is_worker, run_processes
 
@@ -17,6 +19,7 @@ __all__ = [
     "hush",
     "is_worker",
     "launcher_flags",
+    "leave",
     "run_copies",
 ]
 
@@ -81,6 +84,21 @@ def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict
 def run_copies(script: Sequence[str], num_processes: int) -> int:
     """Runs the Python script with its arguments once per rank; the first failing rank's exit code, or 0."""
     return run_processes([sys.executable, *script], num_processes)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with `code`.
+
+    One of several processes ends without taking its objects apart: DDP's reducer, freed while Python shuts down,
+    may join a gloo thread that waits for the interpreter's lock (seen with torch 2.9), for ever. By now all that
+    a run keeps is written and closed.
+    """
+    if not is_worker():
+        sys.exit(code)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def hush() -> None:

@@ -28,6 +28,7 @@ FLAGS = {
 }
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 PROGRAMS = {"python", "tensorboard", "torchrun", "accelerate", "make", ".venv/bin/python"}
+LISTED = ("models", "recipes", "suites", "attacks")
 SECTIONS = ("data", "model", "optim", "objective", "evals", "run")
 
 
@@ -54,6 +55,8 @@ def commands(document: str) -> list[list[str]]:
 ALL_COMMANDS = [(document, words) for document in DOCUMENTS for words in commands(document)]
 LAUNCHED = [words for _, words in ALL_COMMANDS if any(word in FLAGS for word in words)]
 YAML = [(document, block) for document in DOCUMENTS for block in blocks(document, "yaml")]
+# A block that begins with "# NAME.yaml" is that file: the reader is asked to save it, and commands may name it.
+SAVED = {m[1]: block for _, block in YAML if (m := re.match(r"# (\w+\.yaml)\n", block))}
 
 
 def table_rows(chunk: str) -> dict[str, list[str]]:
@@ -73,8 +76,13 @@ def section(name: str) -> str:
 
 
 @pytest.mark.parametrize("words", LAUNCHED, ids=" ".join)
-def test_a_documented_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_command_is_accepted(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(ROOT)
+    for name, block in SAVED.items():
+        (tmp_path / name).write_text(block)
+    words = [str(tmp_path / word) if word in SAVED else word for word in words]
     place = next(i for i, word in enumerate(words) if word in FLAGS)
     program = words[place]
     _, rest = launcher_flags(words[place + 1 :], FLAGS[program])
@@ -85,7 +93,12 @@ def test_a_documented_command_is_accepted(words: list[str], monkeypatch: pytest.
 def test_every_verb_and_action_has_a_documented_command() -> None:
     used = {word for words in LAUNCHED for word in words}
     assert set(MODULES) <= used
-    assert {"make", "verify", "info", "digits"} <= used
+    assert {"make", "verify", "info", "digits", "export", *LISTED} <= used
+
+
+def test_a_recipe_that_a_command_names_is_there_or_shown() -> None:
+    named = {w for words in LAUNCHED for w in words if w.endswith(".yaml")}
+    assert not [name for name in sorted(named - SAVED.keys()) if not (ROOT / name).is_file()]
 
 
 def test_shell_blocks_hold_known_programs_only() -> None:
@@ -114,11 +127,6 @@ def test_the_flags_of_every_verb_are_documented() -> None:
     flags |= {flag for known in FLAGS.values() for flag in known}
     missing = [flag for flag in sorted(flags - {"--help"}) if not re.search(rf"`[^`\n]*{flag}\b", everything)]
     assert not missing, f"flags without a word: {missing}"
-
-
-@pytest.mark.parametrize("name", [n for words in LAUNCHED for n in words if n.startswith("recipes/")])
-def test_a_named_recipe_is_there(name: str) -> None:
-    assert (ROOT / name).is_file()
 
 
 # ---- recipes
@@ -224,7 +232,8 @@ def test_the_tree_names_every_file_of_the_packages() -> None:
     found = {
         os.path.relpath(path, ROOT)
         for package in (*PACKAGES, "benchmarks")
-        for path in (ROOT / package).glob("**/*.py")
+        for suffix in ("py", "c", "css", "csv")
+        for path in (ROOT / package).glob(f"**/*.{suffix}")
     }
     found |= {path.name for path in ROOT.glob("*.py")}
     assert not sorted(found - tree())

@@ -46,8 +46,8 @@ def test_boxes_are_timms(count: int) -> None:
 def test_boxes_lie_everywhere_inside() -> None:
     box = Erase(prob=1.0).draw(SEEDS, image_size=SIZE)
     y0, y1, x0, x1 = box.T
-    assert (box >= 0).all() and (box <= SIZE).all()
-    assert (y0 < y1).all() and (x0 < x1).all()
+    assert (y0 < y1).all()
+    assert (x0 < x1).all()
     assert y0.min() == 0 == x0.min()
     assert y1.max() == SIZE == x1.max()
     aspect = (y1 - y0) / (x1 - x0)

@@ -42,7 +42,7 @@ def test_it_is_torchvisions_on_pillow_images(hue: float) -> None:
             images[place] = PILLOW[Change(int(change))](images[place], factor)
     difference = (found - to_levels(images)).abs()
     assert (difference > 0).float().mean() < (0.01 if hue else 1e-9)
-    assert difference.max() <= (4 if hue else 0)
+    assert difference.max() <= (8 if hue else 0)
     assert (found != to_levels(pictures(24))).flatten(1).any(1).all()
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_digits, load_sample_image
 from timm.data import auto_augment
 
 from data.augment import device_augment, with_augment
 from data.batch import NUM_DRAWS
 from data.decode import Picture
 from data.device_randaug import DeviceRandAugment
-from data.digits import _load
 from data.lut import divide, histogram
 from data.op_draws import MATRIX, NUM_OP_DRAWS, OP, Op, _recorder, count_layers, draw_ops, ops_of
 from data.order import sample_seed
@@ -34,7 +33,7 @@ def pictures() -> list[Image.Image]:
         Image.fromarray(load_sample_image(name)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         for name in ("china.jpg", "flower.jpg")
     ]
-    scans = [Image.fromarray((scan * (255 / 16)).astype(np.uint8)) for scan in _load()[0][:2]]
+    scans = [Image.fromarray((scan * (255 / 16)).astype(np.uint8)) for scan in load_digits().images[:2]]
     digits = [scan.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB") for scan in scans]
     flat = Image.new("RGB", (SIZE, SIZE), (90, 200, 3))
     halves = Image.new("RGB", (SIZE, SIZE), (250, 250, 250))

@@ -226,6 +226,23 @@ def test_a_window_is_pillows(interpolation: str, data: st.DataObject) -> None:
     assert np.array_equal(found.transpose(1, 2, 0), expected)
 
 
+@needs_resize
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_vectors_and_plain_loops_agree(data: st.DataObject) -> None:
+    from data._resize import resize
+
+    width, height, new_width, new_height = (data.draw(st.integers(1, 90)) for _ in range(4))
+    pixels = noisy(width, height, seed=width)
+    found = np.empty((2, 3, new_height, new_width), np.uint8)
+    whole, window = Box(0, 0, width, height), Box(0, 0, new_width, new_height)
+    for is_plain in (False, True):
+        resize(
+            pixels, whole, (width, height), (new_width, new_height), window, 2, found[int(is_plain)], is_plain
+        )
+    assert np.array_equal(found[0], found[1])
+
+
 class PixelPicture(Picture):
     """Of pixels that are there already."""
 
