@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test test-fast test-slow lint clean
 
-$(STAMP): setup.py data/_jpeg.c data/_resize.c
+$(STAMP): setup.py $(wildcard data/*.c)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d is not supported; use Python 3.11, 3.12 or 3.13, e.g. make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[xla,test,dev]'
