@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.crop import Box
 from data.native import region_decoder
@@ -212,5 +212,7 @@ def _open(content: bytes) -> tuple[Image.Image, Image.Image]:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels, the limit is {MAX_PIXELS}")
             return opened, opened.convert("RGB")
+        except UnidentifiedImageError:  # its own message names an object in memory
+            raise ValueError(f"the {kind} image cannot be decoded (its header is damaged)") from None
         except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
             raise ValueError(f"the {kind} image cannot be decoded ({error})") from None

@@ -19,6 +19,10 @@ Metric = Literal["top1"]
 Classes = Literal["same"]
 
 _MANIFESTS: Final = Path(__file__).with_name("suites")
+SPLITS: Final = (
+    "train",
+    "val",
+)  # lie beside the suites where `shards make --each` packed all; `val` is `clean`
 _FIRST: Final = "clean"
 _INDEX_FILE: Final = "index.json"  # data.index has this name too, but would import hashes and arrays for it
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -102,9 +106,9 @@ def find_shards(root: Path, id: str) -> Path | None:
 
 def found_suites(root: Path) -> list[str]:
     """Names of the folders of shards in `root`: known suites in the order of `list_suites`, then the others by
-    name. What an interrupted `shards make` left behind (hidden folders) is none.
+    name. The splits of a training are none, nor is what an interrupted `shards make` left behind (hidden folders).
     """
-    there = {entry.name for entry in root.iterdir() if _ID.fullmatch(entry.name)}
+    there = {entry.name for entry in root.iterdir() if _ID.fullmatch(entry.name)} - set(SPLITS)
     names = {name for name in there if find_shards(root, name) is not None}
     known = [name for name in _known() if name in names]
     return known + sorted(names - set(known))

@@ -90,7 +90,10 @@ def _front_matter(recipe: Recipe) -> str:
 
 def _summary(recipe: Recipe, facts: Facts, metadata: Mapping[str, str]) -> str:
     classes = json.loads(metadata["classes"])
-    averaged = {"raw": "the weights of the last update", "ema": "their exponential moving average"}
+    averaged = {
+        "raw": "the weights of the last update",
+        "ema": "the exponential moving average of the weights over the updates",
+    }
     about = f"{recipe.description}\n\n" if recipe.description else ""
     return (
         f"# {recipe.name or recipe.model.name}\n\n{about}"

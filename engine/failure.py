@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_DONE
         if os.environ.get("ROBUST_BITS_TRACEBACK"):
             raise
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in OWN_PACKAGES:
@@ -47,6 +50,20 @@ def guarded(action: Callable[[], int]) -> int:
         if os.environ.get("ROBUST_BITS_TRACEBACK") or not _peer_explains():
             raise
         return EXIT_USER_ERROR
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has left, as `| head` does; then nothing more is said there."""
+    try:
+        descriptor = sys.stdout.fileno()
+        watch = select.poll()
+        watch.register(descriptor, select.POLLOUT)
+        is_left = any(event & select.POLLERR for _, event in watch.poll(0))
+        if is_left:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)  # or Python complains at exit
+    except (OSError, ValueError):
+        return False
+    return is_left
 
 
 def fail(error: BaseException) -> int:

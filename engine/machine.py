@@ -114,7 +114,9 @@ def threads_advice(threads: int, num_processes: int, cores: int) -> str | None:
 
 def git_commit() -> str | None:
     """The checkout's commit; None outside one."""
-    return _git("rev-parse", "HEAD")
+    top = _git("rev-parse", "--show-toplevel")
+    # git looks upwards: a copy of the tree inside somebody's repository is not that repository's commit.
+    return _git("rev-parse", "HEAD") if top is not None and Path(top).resolve() == ROOT.resolve() else None
 
 
 def _code_version() -> str:

@@ -62,7 +62,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         for check in (
-            *(_check_decoding, _check_attack, _check_radii, _check_mixing, _check_warmup, _check_rates),
+            *(
+                _check_decoding,
+                _check_augment,
+                _check_attack,
+                _check_radii,
+                _check_mixing,
+                _check_warmup,
+                _check_rates,
+            ),
             _check_evals,
         ):
             check(self)
@@ -128,6 +136,18 @@ def _leaves(tree: Tree, prefix: str = "") -> Tree:
 
 
 # ---- what one field says about another
+
+
+def _check_augment(recipe: Recipe) -> None:
+    if recipe.data.randaug_on == "device" and recipe.data.randaug is None:
+        raise ValueError(
+            "data.randaug_on is device, but data.randaug is null; set data.randaug=rand-m9-mstd0.5-inc1, or "
+            "randaug_on=host"
+        )
+    if recipe.data.erase_after_mix and not (recipe.mixes and recipe.data.erase_prob > 0):
+        raise ValueError(
+            "data.erase_after_mix is true, but the recipe does not both erase and mix; set it to false"
+        )
 
 
 def _check_decoding(recipe: Recipe) -> None:

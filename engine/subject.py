@@ -26,6 +26,7 @@ class Subject:
     state: dict[str, Any]  # weights under "model" and, where an average was kept, "ema"
     weights: str  # "raw" or "ema": which of them count
     output: RunFolder  # where results go unless the user says otherwise
+    is_run: bool  # whether `output` is the run itself, which has more in it than results
 
     def load_into(self, model: nn.Module) -> None:
         """Puts the weights into a model that the recipe built. ValueError where they do not fit."""
@@ -52,7 +53,9 @@ def open_subject(path: Path, *, weights: str) -> Subject:
     classes, state = find_weights(path)
     if weights == "ema" and "ema" not in state:
         raise ValueError(f"{path} keeps no average of its weights (optim.ema was off); use --weights raw")
-    return Subject(path=path, recipe=recipe, classes=classes, state=state, weights=weights, output=folder)
+    return Subject(
+        path=path, recipe=recipe, classes=classes, state=state, weights=weights, output=folder, is_run=True
+    )
 
 
 def _open_exported(path: Path, weights: str) -> Subject:
@@ -69,6 +72,7 @@ def _open_exported(path: Path, weights: str) -> Subject:
         state=dict(found.state),
         weights=found.weights,
         output=RunFolder(path.with_suffix("")),
+        is_run=False,
     )
 
 

@@ -53,8 +53,14 @@ def _folder(recipe: Recipe, name: str, own: str | None) -> tuple[str, str]:
 def _missing(root: Path, name: str) -> str:
     found = ", ".join(found_suites(root)) if root.is_dir() else ""
     there = f"has the suites {found}" if found else "has no suite" if root.is_dir() else "does not exist"
-    how = next((f"; make it: {s.make}" for s in (_manifest(name),) if s.make), "")
-    return f"no shards in {root / name}; {root} {there}{how}"
+    return f"no shards in {root / name}; {root} {there}; {_how_to_get(name)}"
+
+
+def _how_to_get(name: str) -> str:
+    try:
+        return f"make it: {load_suite(name).make}"
+    except ValueError as error:
+        return str(error)  # names the nearest known suite
 
 
 def _manifest(name: str) -> Suite:
@@ -96,11 +102,7 @@ def _expand(names: Sequence[str], place: Path | None) -> list[str]:
             f"--suite all: no suite in {place or 'data.suites, which the recipe does not name'}; "
             "give --data ROOT, a folder with one folder of shards per suite"
         )
-    return [CLEAN, *(name for name in found if name not in (CLEAN, *TRAINING_SPLITS))]
-
-
-# Splits that lie beside the suites where all were packed at once; `val` is evaluated as `clean`.
-TRAINING_SPLITS = ("train", "val")
+    return [CLEAN, *(name for name in found if name != CLEAN)]
 
 
 def _entry(name: str, recipe: Recipe, root: Path | None, *, alone: bool) -> dict[str, str]:

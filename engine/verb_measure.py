@@ -17,7 +17,7 @@ from engine.measure import evaluators, keep_pictures, result_name, store_result,
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
-from engine.subject import open_subject
+from engine.subject import Subject, open_subject
 from engine.suites import locate, open_eval_set
 
 
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     subject = open_subject(arguments.run, weights=arguments.weights)
     recipe = _with_entries(subject.recipe, arguments)
     target = RunFolder(arguments.output) if arguments.output else subject.output
-    _check_target(target, subject.output)
+    _check_target(target, subject)
     for entry in recipe.evals:
         open_eval_set(recipe, entry, classes=subject.classes)
     env = open_environment(
@@ -74,10 +74,10 @@ def _evaluate(
     return results
 
 
-def _check_target(target: RunFolder, own: RunFolder) -> None:
+def _check_target(target: RunFolder, subject: Subject) -> None:
     """Results go into the run, into a new folder, or beside earlier results, never over something else."""
     target.check_writable()
-    if target.is_empty() or (own.recipe.is_file() and target.root.samefile(own.root)):
+    if target.is_empty() or (subject.is_run and target.root.samefile(subject.output.root)):
         return
     if target.recipe.exists() or not target.ledger.is_dir():
         kind = "another run" if target.recipe.exists() else "something else"

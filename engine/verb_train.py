@@ -181,6 +181,10 @@ def _run_loop(loop: Loop) -> dict[str, Any]:
             f"stopped at step {loop.state.step}, state saved; start again with --resume auto", important=True
         )
         return {"exit_code": EXIT_STOPPED, "step": loop.state.step, "output": str(loop.folder.root)}
+    if not results:
+        loop.log.say(
+            f"trained; the recipe names no evaluations: `eval {loop.folder.root}` measures the model"
+        )
     return {
         "exit_code": 0,
         "step": loop.state.step,

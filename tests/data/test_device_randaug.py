@@ -106,7 +106,7 @@ def test_warps_agree_with_pillows(name: str, filter_: Interpolation) -> None:
     for level in LEVELS:
         wanted, found = both(name, "rand-m9-p1-n1-inc1", level, filter_)
         difference = (found - wanted).abs()
-        assert difference.mean() < 0.04, level  # levels of 255
+        assert difference.mean() < (0.03 if filter_ == "bilinear" else 0.005), level  # levels of 255
         assert (difference > 1).float().mean() < 1e-4, level
         assert found.flatten(1).amax(1).min() > 0, level
         assert level == 0 or (found != to_levels(pictures() * DRAWS_OF_LEVEL)).any()

@@ -172,4 +172,4 @@ def test_shards_are_found_by_id(tmp_path: Path) -> None:
     assert find_shards(tmp_path, "digits-contrast") is None, "no index: an unfinished or foreign folder"
     assert find_shards(tmp_path, "notes.txt") is None
     assert find_shards(tmp_path / "nowhere", "val") is None
-    assert found_suites(tmp_path) == ["clean", "digits-blur", "digits-noise", "a", "val"]
+    assert found_suites(tmp_path) == ["clean", "digits-blur", "digits-noise", "a"]

@@ -515,7 +515,10 @@ def test_no_run_to_measure(world: Path, refused: Refusal) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("eval --suite imagenet_q", "--suite imagenet_q: the run's recipe names no data.suites; give --data ROOT"),
+        (
+            "eval --suite imagenet_q",
+            "--suite imagenet_q: the run's recipe names no data.suites; give --data ROOT",
+        ),
         ("eval --suite clean,clean", "two entries named clean"),
         ("eval --batch-size 0", "--batch-size is 0, but must be greater than 0"),
         ("attack --eps 4", "--eps is 4, but images and radii live in .*; likely meant: 4/255"),

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import failure
+from engine.children import ROOT
 from engine.failure import guarded
 
 
@@ -107,3 +110,31 @@ def test_under_an_outside_launcher(
     os.utime(claim, (0, 0))
     assert guarded(raising(ValueError("y"))) == 2
     assert capsys.readouterr().err == "error: y\n", "the file was an earlier job's"
+
+
+def test_a_reader_that_leaves_is_no_mistake(process_environment: Callable[..., dict[str, str]]) -> None:
+    """`list ... | head`: no error line, exit code 0; a broken pipe that is not stdout's stays an error."""
+    program = "import sys; from engine.failure import guarded; sys.exit(guarded(lambda: {}))"
+    loud = "[print('x' * 100, flush=True) for _ in range(100_000)] and 0"
+    command = [sys.executable, "-c", program.format(loud)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=process_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(30) == 0
+    other = "(_ for _ in ()).throw(BrokenPipeError(32, 'Broken pipe'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(other)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Broken pipe" in done.stderr

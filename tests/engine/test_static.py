@@ -38,7 +38,9 @@ RECIPE: dict[str, Any] = {
     "evals": [],
     "run": {"epochs": 4, "batch_size": 16, "report_every": 1, "checkpoint_every": 10_000},
 }
-MANY_STEPS = [  # the other branches: several attack steps, micro-batches, SGD, and reports seldom
+MANY_STEPS = [  # the other branches: several attack steps, micro-batches, SGD, augmentation here, reports seldom
+    *("data.randaug_on=device", "data.color_jitter=[0.4, 0.4, 0.4, 0.1]", "data.erase_prob=0.5"),
+    *("data.erase_mode=pixel", "data.erase_count=2", "data.erase_after_mix=true"),
     *("objective.attack.steps=2", "optim.name=sgd", "optim.accumulate=2", "run.report_every=4"),
     *("data.scale=[0.5, 1.0]", "objective.warmup.mix_prob=null", "optim.clip_norm=null"),
 ]
@@ -90,7 +92,9 @@ def test_every_update_of_a_run_uses_the_graphs_of_the_first_two(
     assert growth(entries[1:], "compiles") == [0] * (NUM_UPDATES - 2)
     assert {entry["fallbacks"] for entry in entries} == {0}
     assert growth(entries, "host_reads") == reads_wanted(entries)
-    assert sum(reads_wanted(entries)) == NUM_UPDATES - 1 + 3, "pictures came with the end of epochs 1, 2 and 3"
+    assert sum(reads_wanted(entries)) == NUM_UPDATES - 1 + 3, (
+        "pictures came with the end of epochs 1, 2 and 3"
+    )
     # One graph an update, a report, and an epoch's pictures. Executions are counted when they are done: a few may be
     # late.
     assert sum(growth(entries[1:], "executes")) <= 2 * (NUM_UPDATES - 2) + 3 + 4

@@ -24,8 +24,8 @@ from engine.cli import Launch, main
 from engine.folder import RunFolder
 from engine.ledger import read_ledger
 from engine.recipe import load_recipe
-from engine.suites import locate, open_eval_set
 from engine.subject import find_weights
+from engine.suites import locate, open_eval_set
 from engine.verdict import weights_hash
 
 CPU = Launch(backend="cpu")
@@ -258,3 +258,14 @@ def test_an_exported_file_needs_images_and_has_one_kind_of_weights(
     assert "names no data.val; give --data FOLDER" in capfd.readouterr().err
     assert run("eval", file, "--weights", "ema", "--data", world / "shards/val") == 2
     assert "holds raw weights; drop --weights" in capfd.readouterr().err
+
+
+def test_an_exported_files_results_never_land_in_a_run(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """run.safetensors beside a run folder `run`: its default output is taken."""
+    shutil.copytree(world / "run", tmp_path / "run")
+    assert run("weights", "export", tmp_path / "run", tmp_path / "run.safetensors") == 0
+    capfd.readouterr()
+    assert run("eval", tmp_path / "run.safetensors", "--data", world / "shards/val") == 2
+    assert "holds another run; choose another --output" in capfd.readouterr().err
