@@ -7,8 +7,12 @@ several rounds that take turns. "draws" is what the loader still does when the d
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch

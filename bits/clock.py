@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,15 @@ class Clock:
             self.data_s += time.perf_counter() - before
             self.num_steps += 1
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside counts neither as data time nor as step time."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - before
 
     def lap(self) -> "Lap":
         now = time.perf_counter()

@@ -78,9 +78,11 @@ def histogram(levels: Tensor) -> Tensor:
 
 
 def divide(number: Tensor, divisor: Tensor) -> Tensor:
-    """number // divisor for whole numbers of float32 up to 2**24, exact on every backend: the rounded quotient may be
-    off by one, and its remainder tells.
-    """
-    quotient = (number / divisor).floor()
+    """number // divisor for whole numbers of float32 up to 2**24, exact on every backend."""
+    return corrected((number / divisor).floor(), number, divisor)
+
+
+def corrected(quotient: Tensor, number: Tensor, divisor: Tensor) -> Tensor:
+    """A quotient that may be off by one, put right by its remainder: accelerators need not round a division correctly."""
     rest = number - quotient * divisor
     return quotient + (rest >= divisor).to(number.dtype) - (rest < 0).to(number.dtype)

@@ -159,7 +159,8 @@ class Loop:
 
     def measure(self, epoch: int | None) -> list[dict[str, Any]]:
         """The evaluations due after `epoch` epochs (None: the end of the run), and the best weights kept."""
-        results = self.evaluate(epoch)
+        with self._clock.paused():  # or minutes of it would pass for slow training steps
+            results = self.evaluate(epoch)
         metric = self.recipe.run.best
         for result in results:
             if metric is not None and result_name(result) == metric:

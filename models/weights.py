@@ -247,7 +247,8 @@ def _read_safetensors(path: Path) -> WeightFile:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            # Copies: the tensors are views of the mapped file, and a file cut short later would end the process.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no mapping
     except Exception as error:  # SafetensorError, and what a damaged header leads to
         raise WeightFileError(
             f"{path} is truncated or damaged ({' '.join(str(error).split())}); fetch it again"

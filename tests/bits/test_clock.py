@@ -55,6 +55,20 @@ def test_laps_start_anew(fake: Time) -> None:
     assert (lap.num_steps, lap.data_s, lap.step_s) == (1, 2.0, 10.0)
 
 
+def test_a_pause_is_no_time_of_training(fake: Time) -> None:
+    clock = Clock()
+    batches = clock.timed(slow_batches(fake, 2))
+    next(batches)
+    fake.pass_(1.0)
+    with pytest.raises(KeyError), clock.paused():
+        fake.pass_(600.0)  # an evaluation, which may be stopped
+        raise KeyError
+    next(batches)
+    fake.pass_(1.0)
+    lap = clock.lap()
+    assert (lap.total_s, lap.data_s, lap.step_s) == (6.0, 4.0, 1.0)
+
+
 def test_empty_lap_divides_nothing(fake: Time) -> None:
     lap = Clock().lap()
     assert (lap.num_steps, lap.step_s, lap.total_per_step_s) == (0, 0.0, 0.0)

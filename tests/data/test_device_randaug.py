@@ -15,7 +15,7 @@ from data.augment import device_augment, with_augment
 from data.batch import NUM_DRAWS
 from data.decode import Picture
 from data.device_randaug import DeviceRandAugment
-from data.lut import divide, histogram
+from data.lut import corrected, divide, histogram
 from data.op_draws import MATRIX, NUM_OP_DRAWS, OP, Op, _recorder, count_layers, draw_ops, ops_of
 from data.order import sample_seed
 from data.transform import AugmentSettings, Interpolation, build_randaug, seeded_random, train_transform
@@ -229,4 +229,8 @@ def test_histogram_and_division_are_exact() -> None:
     number = torch.randint(0, 1 << 24, (100_000,), generator=generator)
     divisor = torch.randint(1, 3000, (100_000,), generator=generator)
     number[:50_000] -= number[:50_000] % divisor[:50_000]  # whole quotients are where rounding can fail
-    assert torch.equal(divide(number.float(), divisor.float()).long(), number // divisor)
+    wanted = number // divisor
+    assert torch.equal(divide(number.float(), divisor.float()).long(), wanted)
+    for off in (-1, 0, 1):
+        guess = (wanted + off).float()
+        assert torch.equal(corrected(guess, number.float(), divisor.float()).long(), wanted)

@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from PIL import Image
 
 from data import native
 from data.crop import Box
-from data.decode import Picture
+from data.decode import Picture, native_available
 from data.native import exact_resizer, native_parts, region_decoder
 from data.resize import FILTER, resize_window
 from data.transform import AugmentSettings, EvalTransform, train_transform
 
-needs_jpeg = pytest.mark.skipif(region_decoder() is None, reason="data._jpeg is not built")
-needs_resize = pytest.mark.skipif(exact_resizer() is None, reason="data._resize is not built")
+# Not built is a reason to skip; built and refused by its own check is a failure.
+needs_jpeg = pytest.mark.skipif(find_spec("data._jpeg") is None, reason="data._jpeg is not built")
+needs_resize = pytest.mark.skipif(find_spec("data._resize") is None, reason="data._resize is not built")
 
 
 def noisy(width: int, height: int, seed: int) -> np.ndarray:
@@ -55,6 +57,17 @@ def pillow(content: bytes) -> np.ndarray:
 def boxes(draw: st.DrawFn, width: int, height: int) -> Box:
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     return Box(left, top, draw(st.integers(1, width - left)), draw(st.integers(1, height - top)))
+
+
+@needs_jpeg
+def test_a_built_decoder_is_used() -> None:
+    assert native_available()
+    assert native_parts()["JPEG regions"]
+
+
+@needs_resize
+def test_a_built_resizer_is_used() -> None:
+    assert native_parts()["resize"]
 
 
 # ---- regions of a JPEG
