@@ -10,13 +10,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bits.processor import has_bf16
 from engine.children import ROOT, Children, Interrupted
-from engine.folder import RunFolder
-from engine.log import read_log
 from engine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from engine.folder import RunFolder
 
 FOLDER = Path("runs/quickstart")
 RECIPES = ("vit_adv", "vit_clean", "cnn_adv", "cnn_clean")  # the longest first, two at a time
@@ -48,6 +48,9 @@ def main() -> int:
 
 def run_phases(children: Children) -> None:
     """Shards, trainings with their evaluations, the report, XLA."""
+    # Imported here: torch takes seconds, and a Ctrl-C in these must not end in a traceback.
+    from bits.processor import has_bf16
+
     precision = "bf16" if has_bf16() else "float32"
     make_shards(children)
     children.say("quickstart", f"{len(RECIPES)} models in {precision}, {PARALLEL} at a time")
@@ -79,13 +82,19 @@ def train(children: Children, name: str, precision: str) -> None:
     words = (f"run.precision={precision}",)
     path = f"recipes/quickstart/{name}.yaml"
     output = FOLDER / name
-    if is_finished(RunFolder(ROOT / output), load_recipe(ROOT / path, words)):
+    if is_finished(run_folder(output), load_recipe(ROOT / path, words)):
         children.say("quickstart", f"reusing {output}: trained and evaluated")
         return
     children.launch("gpu", name, "train", path, *words, "--output", output)
 
 
-def is_finished(folder: RunFolder, recipe: Recipe) -> bool:
+def run_folder(output: Path) -> "RunFolder":
+    from engine.folder import RunFolder  # imports torch
+
+    return RunFolder(ROOT / output)
+
+
+def is_finished(folder: "RunFolder", recipe: Recipe) -> bool:
     """Whether `folder` holds this very recipe, evaluations included, trained to its end."""
     try:
         done = json.loads((folder.root / "exit.json").read_text())["exit_code"] == 0
@@ -96,21 +105,37 @@ def is_finished(folder: RunFolder, recipe: Recipe) -> bool:
 
 def train_on_xla(children: Children) -> None:
     """The CNN's adversarial recipe for two epochs through torch_xla (PJRT_DEVICE=CPU unless set)."""
+    from engine.log import read_log  # imports torch
+
     output = FOLDER / "xla_cnn_adv"
     evals = "evals=[{attack: pgd, norm: linf, eps: 16/255, step_size: 2/255, steps: 20, num_images: 64}]"
     words = (f"run.max_steps={XLA_STEPS}", "run.report_every=11", evals)
     path = "recipes/quickstart/cnn_adv.yaml"
-    if is_finished(RunFolder(ROOT / output), load_recipe(ROOT / path, words)):
+    if is_finished(run_folder(output), load_recipe(ROOT / path, words)):
         children.say("quickstart", f"reusing {output}: trained and evaluated")
     else:
         children.launch("xla", "xla", "train", path, *words, "--output", output)
-    trained = [entry for entry in read_log(ROOT / output / "log.jsonl") if entry["event"] == "train"]
-    children.say("quickstart", describe_compiles(trained))
+    begun, trained = last_training(read_log(ROOT / output / "log.jsonl"))
+    children.say("quickstart", describe_compiles(trained, begun=begun))
 
 
-def describe_compiles(entries: list[dict[str, Any]]) -> str:
-    """Compile time apart from step time, from the counters in the log."""
-    first, last = next(entry for entry in entries if entry["step"] >= 2), entries[-1]
+def last_training(log: list[dict[str, Any]]) -> tuple[int, list[dict[str, Any]]]:
+    """The reports of the newest start that trained, and the step it began at: counters are those of a process."""
+    begun, reports = 0, list[dict[str, Any]]()
+    found = begun, reports
+    for entry in log:
+        if entry["event"] == "start":
+            begun, reports = entry["step"], []
+        elif entry["event"] == "train":
+            reports.append(entry)
+            found = begun, reports
+    return found
+
+
+def describe_compiles(entries: list[dict[str, Any]], *, begun: int = 0) -> str:
+    """Compile time apart from step time, from the counters in the log of one process, which began at step `begun`."""
+    last = entries[-1]
+    first = next((entry for entry in entries if entry["step"] >= begun + 2), last)
     late = last["compiles"] - first["compiles"]
     return (
         f"XLA: {last['compiles']} graphs compiled in {last['compile_ms'] / 1000:.1f} s, {late} of them after the "

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.children import ROOT, Children
 from engine.folder import RunFolder
-from engine.quickstart import describe_compiles, is_finished
+from engine.quickstart import describe_compiles, is_finished, last_training
 from engine.recipe import load_recipe
 
 CHILD = """
@@ -121,3 +122,25 @@ def test_compiles_after_the_second_update_are_counted_apart() -> None:
     line = describe_compiles([*entries, {"step": 9, "compiles": 6, **time_free}])
     assert "6 graphs compiled in 5.0 s, 1 of them after" in line
     assert "50 ms a step" in line
+
+
+def test_an_interrupted_run_is_described_by_the_process_that_ended_it() -> None:
+    """Each process counts its own compilations: across a resumption the difference means nothing."""
+
+    def train(step: int, compiles: int) -> dict[str, Any]:
+        return {"event": "train", "step": step, "compiles": compiles, **time_free}
+
+    time_free = {"compile_ms": 5000, "fallbacks": 0, "step_s": 0.05}
+    log: list[dict[str, Any]] = [{"event": "start", "step": 0}, train(1, 3), train(12, 9), {"event": "stop"}]
+    log += [{"event": "start", "step": 20}, train(21, 5), train(32, 7), train(44, 7), {"event": "stop"}]
+    log += [{"event": "start", "step": 44}, {"event": "end"}]  # only evaluated
+    begun, reports = last_training(log)
+    line = describe_compiles(reports, begun=begun)
+    assert "7 graphs compiled in 5.0 s, 0 of them after" in line
+    assert "1 graphs compiled" in describe_compiles([train(44, 1)], begun=43)  # a single update was left
+
+
+def test_the_quickstart_starts_without_torch() -> None:
+    """torch takes seconds to import, in which a Ctrl-C would end in a traceback."""
+    program = "import sys, engine.quickstart; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
