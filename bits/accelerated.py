@@ -5,6 +5,7 @@ shards again. The fp16 scaler is torch's own, because attacks call the plain mod
 wrapper would not cover.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from bits.environment import Precision
 from bits.later import LaterQueue, copies
+from bits.pinned import PinnedFeed, page_lock
 
 # Accelerate takes XLA whenever torch_xla is installed, even on a CUDA machine, unless told otherwise before import.
 os.environ.setdefault("USE_TORCH_XLA", "0")
@@ -99,6 +101,7 @@ class AcceleratedEnvironment:
         self._scaler = GradScaler("cuda") if precision == "fp16" else None
         # On the cpu a copy is a clone and there is nothing to wait for; on cuda one report may stay in flight.
         self._later = LaterQueue(depth=0 if backend == "cpu" else 1)
+        self._fed = PinnedFeed()
         if backend == "cuda":
             # cuDNN takes TF32 by default; "float32" here means IEEE float32.
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -116,7 +119,12 @@ class AcceleratedEnvironment:
         return self._wrapped[module]
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        if self.backend == "cpu":
+            return dict(tensors)
+        return self._fed.feed(tensors, self.device)
+
+    def pin(self, memory: Tensor) -> Callable[[], None]:
+        return (lambda: None) if self.backend == "cpu" else page_lock(memory)
 
     def autocast(self) -> AbstractContextManager[None]:
         if self._dtype is None:
@@ -238,4 +246,12 @@ class AcceleratedEnvironment:
     def close(self) -> None:
         self.flush()
         if self.world_size > 1 and dist.is_initialized():
+            for wrapped in self._wrapped.values():
+                _keep_for_ever(wrapped)
             dist.destroy_process_group()
+
+
+def _keep_for_ever(module: nn.Module) -> None:
+    """Freeing DDP frees its process group, which joins a gloo thread while Python's lock is held; that thread may be
+    waiting for the lock to free a tensor (seen with torch 2.9: a rank that never ended). The process ends soon."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))

@@ -161,5 +161,6 @@ def prune_checkpoints(folder: Path, keep: int, *, newest: int) -> None:
     for path in written[:-keep]:
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)
-    for part in folder.glob(".step-*.part"):
-        part.unlink(missing_ok=True)
+    for pattern in (".step-*.part", ".best.*.part"):
+        for part in folder.glob(pattern):
+            part.unlink(missing_ok=True)

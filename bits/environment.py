@@ -37,6 +37,10 @@ class Environment(Protocol):
         """Host to device, the only place where it happens. `split`: axis 0 is divided over the devices of this
         process (ValueError if it cannot be); otherwise every device gets the whole tensor."""
 
+    def pin(self, memory: Tensor) -> Callable[[], None]:
+        """Page-locks host memory that batches come from, so that `feed` need not wait for its copy; returns what
+        undoes it. Nothing to do where the device is the host, or copies for itself."""
+
     def autocast(self) -> AbstractContextManager[None]:
         """Runs matrix work in `precision` (a null context in float32)."""
 

@@ -85,6 +85,9 @@ class XlaEnvironment:
                 spmd.mark_sharding(fed[name], self._mesh, spec)
         return fed
 
+    def pin(self, memory: Tensor) -> Callable[[], None]:
+        return lambda: None  # `feed` copies before it returns
+
     def autocast(self) -> AbstractContextManager[None]:
         if self.precision == "float32":
             return nullcontext()

@@ -6,7 +6,9 @@ A damaged structure (a shard that is missing, short or another one) ends a run a
 from collections.abc import Iterator
 from typing import Final
 
-MAX_TRIES: Final = 100  # stand-ins that are tried for one sample: if none of so many can be used, the data is lost
+MAX_TRIES: Final = (
+    100  # stand-ins that are tried for one sample: if none of so many can be used, the data is lost
+)
 
 
 class BadSample(ValueError):
@@ -20,6 +22,10 @@ class BadSample(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _bad_sample, (self.reason, self.shard, self.key, self.position)
+
+
+class CutShard(OSError):
+    """A shard became shorter while it was in use. Not a ValueError: those are about one image."""
 
 
 class DataLimit(ValueError):

@@ -107,9 +107,11 @@ def native_available() -> bool:
     return region_decoder() is not None
 
 
-def inspect(content: bytes) -> Header:
-    """Decode the image to the end, to be sure that it can be, and say what its header holds."""
-    opened, _ = _open(content)
+def inspect(content: bytes, *, decode: bool = True) -> Header:
+    """Say what the header holds and, with `decode`, read the image to the end, to be sure that it can be decoded."""
+    opened = _open_header(content)
+    if decode:
+        _read_through(content, opened)
     return Header(
         format=str(opened.format),
         width=opened.width,
@@ -199,6 +201,12 @@ def _orientation(opened: Image.Image) -> int:
 
 def _open(content: bytes) -> tuple[Image.Image, Image.Image]:
     """(the opened image, its RGB form)"""
+    opened = _open_header(content)
+    return opened, _to_rgb(opened)
+
+
+def _open_header(content: bytes) -> Image.Image:
+    """The opened image; no pixel is decoded."""
     kind = sniff(content)
     if not kind:
         raise ValueError(
@@ -209,10 +217,37 @@ def _open(content: bytes) -> tuple[Image.Image, Image.Image]:
         warnings.simplefilter("ignore")
         try:
             opened = Image.open(io.BytesIO(content), formats=(kind,))
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} pixels, the limit is {MAX_PIXELS}")
-            return opened, opened.convert("RGB")
         except UnidentifiedImageError:  # its own message names an object in memory
             raise ValueError(f"the {kind} image cannot be decoded (its header is damaged)") from None
         except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
             raise ValueError(f"the {kind} image cannot be decoded ({error})") from None
+    if opened.width * opened.height > MAX_PIXELS:
+        raise ValueError(
+            f"the {kind} image cannot be decoded "
+            f"({opened.width}x{opened.height} pixels, the limit is {MAX_PIXELS})"
+        )
+    return opened
+
+
+def _to_rgb(opened: Image.Image) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return opened.convert("RGB")
+        except Exception as error:
+            raise ValueError(f"the {opened.format} image cannot be decoded ({error})") from None
+
+
+def _read_through(content: bytes, opened: Image.Image) -> None:
+    """ValueError where the pixels cannot be decoded. A plain JPEG's are decoded at an eighth of its size, which reads
+    all bytes at half the cost; what libjpeg complains of then, Pillow decides.
+    """
+    size = _plain_jpeg_size(content)
+    if size is not None:
+        width, height = -(-size[0] // 8), -(-size[1] // 8)
+        try:
+            simplejpeg.decode_jpeg(content, min_factor=8, min_width=width, min_height=height)
+            return
+        except ValueError:
+            pass
+    _to_rgb(opened)

@@ -38,7 +38,6 @@ def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
         (value * (1 - share * weight) + 0.5).floor().clamp(0, 255)
         for weight in (torch.ones_like(part), part, 1 - part)
     )
-    sector = torch.where(sector == 6, 0.0, sector)
     red = _pick(sector, (value, q, p, p, t, value))
     green = _pick(sector, (t, value, value, q, p, p))
     blue = _pick(sector, (p, p, t, value, value, q))
@@ -46,6 +45,7 @@ def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def _pick(sector: Tensor, of_sector: tuple[Tensor, ...]) -> Tensor:
+    """Sector 6, which a hue of 255 is in, is sector 0."""
     found = of_sector[0]
     for number, candidate in enumerate(of_sector[1:], start=1):
         found = torch.where(sector == number, candidate, found)

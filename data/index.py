@@ -130,6 +130,10 @@ class DatasetIndex:
         shard, row = self.locate(key)
         return bytes(self.names(shard)[row]).decode()
 
+    def describe(self, key: int) -> str:
+        """The sample in words, for messages."""
+        return f"{self.name(key)!r} in shard {self.shards[self.locate(key)[0]].name}"
+
     def names(self, shard: int) -> NDArray[np.bytes_]:
         """String keys of one shard as UTF-8 bytes, mapped on first use: training never needs them."""
         if shard not in self._names:

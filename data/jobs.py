@@ -1,30 +1,29 @@
 """What a loader's worker does: a cursor, or a row of keys, to one process's share of a global batch.
 
-Pure functions of their fields and the job, so a batch can be made by any worker, or made again. Errors that a
-user must see are returned, not raised: torch would wrap a raised one in the worker's whole traceback.
+Pure functions of their fields and the task, so a batch can be made by any worker, or made again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from data.augment import with_augment
-from data.batch import Batch
+from data.bad import BadSample, DataLimit, stand_ins
 from data.decode import Picture
 from data.draws import MixSettings, draw_eval, draw_train
 from data.index import DatasetIndex
 from data.order import Cursor, sample_seed
-from data.read import BadSample, ShardReader
+from data.read import ShardReader
 from data.repeat import SharedPictures
+from data.slots import Arrays, BatchShape
 from data.transform import AugmentSettings, EvalTransform, train_transform
 from data.window import SampleOrder
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainBatches(Dataset[Batch | Exception]):
+class TrainBatches:
     """Cursor -> this rank's batch."""
 
     reader: ShardReader
@@ -35,15 +34,19 @@ class TrainBatches(Dataset[Batch | Exception]):
     image_size: int
     transform_of_epoch: tuple[AugmentSettings, ...]
     mix_of_epoch: tuple[MixSettings, ...]
+    replaces_bad: bool = False
 
-    def __getitem__(self, cursor: Cursor) -> Batch | Exception:
-        try:
-            return self._make(cursor)
-        except (ValueError, OSError) as error:
-            return error
+    @property
+    def shape(self) -> BatchShape:
+        one = np.zeros(1, np.int64)
+        draws = with_augment(draw_eval(1), one, self.transform_of_epoch[-1], image_size=self.image_size)
+        return BatchShape(self.local_batch, self.image_size, draws.shape[1])
 
-    def _make(self, cursor: Cursor) -> Batch:
-        epoch, consumed = cursor
+    def fill(self, task: Cursor, into: Arrays, at: Callable[[int], None]) -> list[BadSample]:
+        """See `data.pool.Job`. Returns the samples that others stand in for; without `replaces_bad` the first of
+        them is raised.
+        """
+        epoch, consumed = task
         first = consumed + self.rank * self.local_batch
         positions = np.arange(first, first + self.local_batch, dtype=np.int64)
         keys = self.order.keys(positions, epoch=epoch)
@@ -57,12 +60,42 @@ class TrainBatches(Dataset[Batch | Exception]):
             image_size=self.image_size,
         )
         settings = self.transform_of_epoch[epoch]
-        draws = with_augment(draws, seeds, settings, image_size=self.image_size)
-        images = np.empty((self.local_batch, 3, self.image_size, self.image_size), np.uint8)
+        into.draw[:] = with_augment(draws, seeds, settings, image_size=self.image_size)
+        bad: list[BadSample] = []
         pictures = SharedPictures(keys.tolist(), self.reader.read, apply_exif=settings.apply_exif)
         for slot, key in enumerate(keys.tolist()):
-            images[slot] = self._load(key, settings, int(seeds[slot]), pictures)
-        return _batch(self.reader.index, images, keys, seeds, draws)
+            at(key)
+            try:
+                into.image[slot] = self._load(key, settings, int(seeds[slot]), pictures)
+            except BadSample as error:
+                if not self.replaces_bad:
+                    raise
+                bad.append(error)
+                place = Cursor(epoch, int(positions[slot]))
+                keys[slot], into.image[slot] = self._stand_in(place, settings, int(seeds[slot]), bad, at)
+        _label(self.reader.index, into, keys, seeds)
+        return bad
+
+    def _stand_in(
+        self,
+        place: Cursor,
+        settings: AugmentSettings,
+        seed: int,
+        bad: list[BadSample],
+        at: Callable[[int], None],
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """The first sample of `stand_ins` that can be used, and its image; bad ones on the way are noted."""
+        for position in stand_ins(place.consumed, self.reader.index.num_samples):
+            key = int(self.order.keys(np.array([position]), epoch=place.epoch)[0])
+            at(key)
+            try:
+                pictures = SharedPictures([key], self.reader.read, apply_exif=settings.apply_exif)
+                return key, self._load(key, settings, seed, pictures)
+            except BadSample as error:
+                bad.append(error)
+        raise DataLimit(
+            f"{bad[-1]}; {len(bad)} samples in a row are bad, so this is no matter of single images"
+        )
 
     def _load(
         self, key: int, settings: AugmentSettings, seed: int, pictures: SharedPictures
@@ -76,27 +109,41 @@ class TrainBatches(Dataset[Batch | Exception]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalBatches(Dataset[Batch | Exception]):
+class EvalBatches:
     """Keys of this rank's slots (int64, -1 for padding) -> batch."""
 
     reader: ShardReader
     seed: int
+    local_batch: int
     image_size: int
     resize: EvalTransform
+    allows_bad: bool = False
 
-    def __getitem__(self, keys: NDArray[np.int64]) -> Batch | Exception:
+    @property
+    def shape(self) -> BatchShape:
+        return BatchShape(self.local_batch, self.image_size, draw_eval(1).shape[1])
+
+    def fill(self, task: NDArray[np.int64], into: Arrays, at: Callable[[int], None]) -> list[BadSample]:
+        """See `data.pool.Job`. With `allows_bad` a bad sample keeps its slot, label and mask, has a black image and
+        is returned; else it is raised.
+        """
+        bad: list[BadSample] = []
+        for slot, key in enumerate(task.tolist()):
+            into.image[slot] = 0 if key < 0 else self._try(key, bad, at)
+        into.draw[:] = draw_eval(len(task))
+        seeds = np.where(task >= 0, sample_seed(task, seed=self.seed, epoch=0), 0)
+        _label(self.reader.index, into, task, seeds)
+        return bad
+
+    def _try(self, key: int, bad: list[BadSample], at: Callable[[int], None]) -> NDArray[np.uint8] | int:
+        at(key)
         try:
-            return self._make(keys)
-        except (ValueError, OSError) as error:
-            return error
-
-    def _make(self, keys: NDArray[np.int64]) -> Batch:
-        images = np.zeros((len(keys), 3, self.image_size, self.image_size), np.uint8)
-        for slot, key in enumerate(keys.tolist()):
-            if key >= 0:
-                images[slot] = self._load(key)
-        seeds = np.where(keys >= 0, sample_seed(keys, seed=self.seed, epoch=0), 0)
-        return _batch(self.reader.index, images, keys, seeds, draw_eval(len(keys)))
+            return self._load(key)
+        except BadSample as error:
+            if not self.allows_bad:
+                raise
+            bad.append(error)
+            return 0
 
     def _load(self, key: int) -> NDArray[np.uint8]:
         content = self.reader.read(key)
@@ -107,19 +154,8 @@ class EvalBatches(Dataset[Batch | Exception]):
             raise self.reader.bad_sample(key, str(error)) from None
 
 
-def _batch(
-    index: DatasetIndex,
-    images: NDArray[np.uint8],
-    keys: NDArray[np.int64],
-    seeds: NDArray[np.int64],
-    draws: NDArray[np.float32],
-) -> Batch:
-    labels = [index.label(key) if key >= 0 else -1 for key in keys.tolist()]
-    return Batch(
-        image=torch.from_numpy(images),
-        label=torch.tensor(labels, dtype=torch.int64),
-        mask=torch.from_numpy(keys >= 0),
-        key=torch.from_numpy(keys.copy()),
-        seed=torch.from_numpy(seeds),
-        draw=torch.from_numpy(draws),
-    )
+def _label(index: DatasetIndex, into: Arrays, keys: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+    into.label[:] = [index.label(key) if key >= 0 else -1 for key in keys.tolist()]
+    into.mask[:] = keys >= 0
+    into.key[:] = keys
+    into.seed[:] = seeds

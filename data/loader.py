@@ -1,34 +1,35 @@
 """Batches in the order of `data.order`, each made whole by one stateless worker.
 
-A job is a cursor: everything in a batch is a function of (index, settings, cursor, rank), so any number of
-workers gives the same bits and the only state to save is the cursor that comes with each batch. One
-DataLoader serves all epochs, so workers start once and read ahead over the epoch's end.
+A task is a cursor: everything in a batch is a function of (index, settings, cursor, rank), so any number of
+workers gives the same bits and the only state to save is the cursor that comes with each batch. One pool serves all
+epochs, so workers start once and read ahead over the epoch's end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, Final
+from itertools import chain, count
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.bad import BadSample
 from data.batch import Batch
 from data.draws import MixSettings
 from data.index import DatasetIndex
 from data.jobs import EvalBatches, TrainBatches
 from data.lookahead import ahead_of, eval_needs, train_needs
 from data.order import Cursor, advance, plan_eval, plan_train
+from data.pool import STUCK_AFTER_S, Job, Pin, Pool, Warn
 from data.read import ShardReader
 from data.repeat import RepeatedOrder
+from data.slots import as_batch, new_arrays
 from data.store import RemoteShards
 from data.transform import AugmentSettings, EvalTransform
 from data.window import FullOrder, SampleOrder, WindowOrder
-from data.workers import start_worker, worker_context
 
-_PREFETCH = 2  # batches that each worker makes ahead
+OnBad = Callable[[Sequence[BadSample]], None]
+Given = TypeVar("Given")
 _SHARDS_AHEAD: Final = 4  # remote shards on their way while an evaluation reads one
 
 
@@ -47,15 +48,21 @@ def train_loader(
     num_workers: int,
     window: int | None = None,
     repeats: int = 1,
+    on_bad: OnBad | None = None,
+    stuck_after_s: float = STUCK_AFTER_S,
+    warn: Warn | None = None,
+    pin: Pin | None = None,
 ) -> Iterator[tuple[Cursor, Batch]]:
     """This rank's share of every global batch from `start` to the end of epoch `num_epochs - 1`.
 
     `window`: shards that are shuffled together (see `data.window`); None shuffles all samples of the epoch, which
-    needs remote data whole in the cache. `repeats`: copies of each image, see `data.repeat`.
+    needs remote data whole in the cache. `repeats`: copies of each image, see `data.repeat`. `on_bad` is told of
+    the bad samples of a batch, just before it comes, and others stand in for them (`data.bad.stand_ins`); None
+    raises the first one. `stuck_after_s`, `warn`, `pin`: see `data.pool`.
 
     Yields (cursor after the batch, Batch); storing that cursor and passing it as `start` continues exactly.
     The last batch of an epoch comes with Cursor(epoch + 1, 0). ValueError for settings that cannot work, at
-    the call; BadSample while iterating.
+    the call; BadSample, DataLimit, OSError or ChildProcessError while iterating.
     """
     check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
@@ -76,11 +83,12 @@ def train_loader(
         image_size=image_size,
         transform_of_epoch=tuple(transform_of_epoch),
         mix_of_epoch=tuple(mix_of_epoch),
+        replaces_bad=on_bad is not None,
     )
     plan = _TrainPlan(index.num_samples, global_batch, start, num_epochs)
     size = index.num_samples
     return ahead_of(
-        _iterate_train(jobs, plan, num_workers),
+        _iterate_train(jobs, plan, _Making(index, num_workers, on_bad, stuck_after_s, warn, pin)),
         index,
         train_needs(order, start, num_samples=size, num_epochs=num_epochs),
         start=start.epoch * size + start.consumed,
@@ -108,9 +116,15 @@ def eval_loader(
     resize: EvalTransform,
     num_workers: int,
     seed: int,
+    on_bad: OnBad | None = None,
+    stuck_after_s: float = STUCK_AFTER_S,
+    warn: Warn | None = None,
+    pin: Pin | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of ceil(M / global_batch) batches over M keys (all of them for None), each key once
-    over all ranks; slots past the end are masked. ValueError as in `train_loader`.
+    over all ranks; slots past the end are masked. `on_bad` is told of the bad samples of a batch, just before it
+    comes: they have their key, label and mask, and a black image; None raises the first one. Other arguments and
+    errors as in `train_loader`.
     """
     check_layout(
         global_batch, rank=rank, world_size=world_size, image_size=image_size, num_workers=num_workers
@@ -120,10 +134,17 @@ def eval_loader(
     )
     local = global_batch // world_size
     shares = [row[rank * local : (rank + 1) * local] for row in plan_eval(chosen, global_batch)]
-    jobs = EvalBatches(reader=ShardReader(index), seed=seed, image_size=image_size, resize=resize)
+    jobs = EvalBatches(
+        reader=ShardReader(index),
+        seed=seed,
+        local_batch=local,
+        image_size=image_size,
+        resize=resize,
+        allows_bad=on_bad is not None,
+    )
     ends = count(global_batch, global_batch)
     return ahead_of(
-        _iterate(jobs, _EvalPlan(shares), num_workers),
+        _iterate(jobs, iter(shares), _Making(index, num_workers, on_bad, stuck_after_s, warn, pin)),
         index,
         eval_needs(index, chosen),
         start=0,
@@ -132,8 +153,7 @@ def eval_loader(
     )
 
 
-@dataclass(frozen=True)
-class _TrainPlan(Sampler[Cursor]):
+class _TrainPlan(NamedTuple):
     """All batches of a run, walked and never listed: 300 ImageNet epochs would be a million cursors."""
 
     num_samples: int
@@ -141,47 +161,60 @@ class _TrainPlan(Sampler[Cursor]):
     start: Cursor
     num_epochs: int
 
-    def __iter__(self) -> Iterator[Cursor]:
+    def cursors(self) -> Iterator[Cursor]:
         return plan_train(self.num_samples, self.global_batch, self.start, self.num_epochs)
 
 
-@dataclass(frozen=True)
-class _EvalPlan(Sampler[NDArray[np.int64]]):
-    """This rank's slots, batch by batch."""
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """How batches are made, whatever is in them."""
 
-    shares: list[NDArray[np.int64]]
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return iter(self.shares)
-
-
-def _iterate_train(jobs: TrainBatches, plan: _TrainPlan, num_workers: int) -> Iterator[tuple[Cursor, Batch]]:
-    for cursor, batch in zip(plan, _iterate(jobs, plan, num_workers), strict=True):
-        yield advance(cursor, plan.num_samples, global_batch=plan.global_batch), batch
+    index: DatasetIndex
+    num_workers: int
+    on_bad: OnBad | None
+    stuck_after_s: float
+    warn: Warn | None
+    pin: Pin | None
 
 
-def _iterate(
-    jobs: Dataset[Batch | Exception], plan: _TrainPlan | _EvalPlan, num_workers: int
-) -> Iterator[Batch]:
-    loader: DataLoader[Batch | Exception] = DataLoader(
+def _iterate_train(jobs: TrainBatches, plan: _TrainPlan, making: _Making) -> Iterator[tuple[Cursor, Batch]]:
+    batches = _iterate(jobs, plan.cursors(), making)
+    for cursor in plan.cursors():
+        yield advance(cursor, plan.num_samples, global_batch=plan.global_batch), next(batches)
+    assert next(batches, None) is None, "one batch for each cursor"
+
+
+def _iterate(jobs: Job[Given], tasks: Iterator[Given], making: _Making) -> Iterator[Batch]:
+    first = next(tasks, None)
+    if first is None:  # no workers for nothing
+        return
+    made = _made(jobs, chain([first], tasks), making)
+    while (item := next(made, None)) is not None:
+        if item[1] and making.on_bad is not None:
+            making.on_bad(item[1])
+        yield item[0]
+        del item  # or the batch would keep its memory while the next one is waited for
+
+
+def _made(
+    jobs: Job[Given], tasks: Iterator[Given], making: _Making
+) -> Iterator[tuple[Batch, list[BadSample]]]:
+    if not making.num_workers:
+        shape = jobs.shape
+        for task in tasks:
+            arrays = new_arrays(shape)
+            bad = jobs.fill(task, arrays, lambda key: None)
+            yield as_batch(arrays), bad
+        return
+    pool = Pool(
         jobs,
-        sampler=plan,
-        batch_size=None,  # a job is a whole batch
-        collate_fn=_as_is,
-        num_workers=num_workers,
-        prefetch_factor=_PREFETCH if num_workers else None,
-        multiprocessing_context=worker_context() if num_workers else None,
-        worker_init_fn=start_worker if num_workers else None,
-        generator=torch.Generator(),  # or it would draw its workers' seed from the global generator
+        num_workers=making.num_workers,
+        name_of=making.index.describe,
+        stuck_after_s=making.stuck_after_s,
+        warn=making.warn,
+        pin=making.pin,
     )
-    for result in loader:
-        if isinstance(result, Exception):
-            raise result
-        yield result
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+    yield from pool.run(tasks)
 
 
 def check_layout(global_batch: int, *, rank: int, world_size: int, image_size: int, num_workers: int) -> None:

@@ -2,8 +2,9 @@
 
 A job is a pure function of a task, so a batch whose worker died, or hangs, is made again by another one: nothing is
 lost and nothing comes twice. Each worker has a pipe of its own: a lock or queue that several share could stay locked
-by the one that is killed. Through it go a task and the number of a slot, and back comes what went wrong; the
-batch itself is written where it is used, about 7 microseconds per image cheaper than a copy through a pipe costs 185.
+by the one that is killed. Through it go a task and the number of a slot, and back comes what went wrong. The batch is
+written where it is used: 13 microseconds of processor time per image of 224 pixels, 5 of them for writing it;
+torch's DataLoader took 250 (a worker made whole batches) to 320 (it collated images) on the same machine.
 """
 
 import pickle
@@ -13,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -31,6 +33,7 @@ from data.workers import start_worker, worker_context
 Task = TypeVar("Task", contravariant=True)
 Given = TypeVar("Given")
 Pin = Callable[[Tensor], Callable[[], None]]
+Warn = Callable[[str], None]
 PREFETCH: Final = 2  # batches that each worker makes ahead
 LENT: Final = 3  # batches in the consumer's hands: the one in use, the next one, one on its way to a device
 MAX_LOSSES: Final = 3  # workers that one batch may cost
@@ -80,14 +83,17 @@ class Pool(Generic[Given]):
         num_workers: int,
         name_of: Callable[[int], str],
         stuck_after_s: float = STUCK_AFTER_S,
+        warn: Warn | None = None,
         pin: Pin | None = None,
     ) -> None:
         """`name_of`: a key in words, for messages. `stuck_after_s`: how long a worker may be at one sample while
-        its batch is waited for. `pin`: page-locks memory that a device reads, and returns what undoes that.
+        its batch is waited for. `warn` is told of replaced workers; None warns as Python does. `pin`: page-locks
+        memory that a device reads, and returns what undoes that.
         """
         assert num_workers > 0, "a pool without workers makes nothing"
         self._job, self._num_workers = job, num_workers
         self._name_of, self._stuck_after_s, self._pin = name_of, stuck_after_s, pin
+        self._warn = warn or partial(warnings.warn, category=RuntimeWarning, stacklevel=2)
         self._slots = Slots(job.shape, num_workers * PREFETCH + LENT, num_lent=LENT)
         self._beat_block = SharedBlock(16 * num_workers)
         self._beats = _beats_in(self._beat_block)
@@ -187,7 +193,7 @@ class Pool(Generic[Given]):
                 f"{text}, the {MAX_LOSSES}rd for the same batch; see if memory is short (fewer data.num_workers need "
                 "less), or look at that image"
             )
-        warnings.warn(f"{text}; another one makes its batch again", RuntimeWarning, stacklevel=2)
+        self._warn(f"{text}; another one makes its batch again")
         worker.pipe.close()
         worker.process, worker.pipe = self._start(worker.number)
         worker.beats, worker.still_s = -1, 0.0

@@ -13,24 +13,16 @@ from typing import Final
 
 import numpy as np
 
+from data.bad import BadSample, CutShard
 from data.index import DatasetIndex
 from data.store import NoRoom
+
+__all__ = ["BadSample", "ShardReader"]
 
 _MAX_OPEN: Final = (
     256  # below the usual limit of 1024 descriptors, which a data set of 1281 shards would exceed
 )
 _ROOM_AGAIN_S: Final = 30.0  # how long samples come one by one before the cache is asked for room again
-
-
-class BadSample(ValueError):
-    """One sample is unusable; its shard and string key are in the message and in the fields."""
-
-    def __init__(self, reason: str, *, shard: str, key: str) -> None:
-        super().__init__(f"bad sample {key!r} in shard {shard}: {reason}")
-        self.reason, self.shard, self.key = reason, shard, key
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _bad_sample, (self.reason, self.shard, self.key)
 
 
 class ShardReader:
@@ -42,8 +34,8 @@ class ShardReader:
         self._no_room: dict[int, float] = {}  # shard -> when the cache may be asked again
 
     def read(self, key: int) -> bytes:
-        """Encoded image bytes of the sample at position `key`; BadSample where they differ from the indexed
-        ones.
+        """Encoded image bytes of the sample at position `key`; BadSample where they differ from the indexed ones,
+        CutShard where the shard ends before them.
         """
         shard, row = self.index.locate(key)
         record = self.index.records(shard)[row]
@@ -52,13 +44,22 @@ class ShardReader:
             self._forget(shard)
             self.index.store.doubt(self.index.shards[shard])
             content = self._content(shard, record)
+        if len(content) < int(record["size"]):
+            raise self._short_shard(shard, record, key)
         if not _fits(content, record):
             raise self.bad_sample(key, "its bytes differ from the indexed ones (crc32); run `shards verify`")
         return content
 
     def bad_sample(self, key: int, reason: str) -> BadSample:
         shard, _ = self.index.locate(key)
-        return BadSample(reason, shard=self.index.shards[shard].name, key=self.index.name(key))
+        return BadSample(reason, shard=self.index.shards[shard].name, key=self.index.name(key), position=key)
+
+    def _short_shard(self, shard: int, record: np.void, key: int) -> CutShard:
+        name, end = self.index.shards[shard].name, int(record["offset"]) + int(record["size"])
+        return CutShard(
+            f"shard {name} was cut while it was in use: it ends before byte {end}, where sample "
+            f"{self.index.name(key)!r} does; fetch it again and see to it with `shards verify {self.index.root}`"
+        )
 
     def close(self) -> None:
         while self._open:
@@ -103,7 +104,3 @@ class ShardReader:
 
 def _fits(content: bytes, record: np.void) -> bool:
     return len(content) == int(record["size"]) and zlib.crc32(content) == int(record["crc32"])
-
-
-def _bad_sample(reason: str, shard: str, key: str) -> BadSample:
-    return BadSample(reason, shard=shard, key=key)

@@ -6,9 +6,10 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,13 +30,22 @@ from data.workers import start_worker, worker_context
 
 Row = tuple[int, int, int, int, int, int, int]  # RECORD's fields in order
 Task = TypeVar("Task")
+Result = TypeVar("Result")
 _MAX_SIDE: Final = 65535
 
 
-def to_row(content: bytes, offset: int, label: int, *, source: str) -> Row:
-    """Decode an image to the end and describe it; ValueError naming `source` where that fails."""
+class Map(Protocol):
+    """The built-in `map` of one iterable, or a process pool's."""
+
+    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task], /) -> Iterable[Result]: ...
+
+
+def to_row(content: bytes, offset: int, label: int, *, source: str, decode: bool = True) -> Row:
+    """Describe an image, after decoding it to the end (or, without `decode`, opening it); ValueError naming `source`
+    where that fails.
+    """
     try:
-        header = inspect(content)
+        header = inspect(content, decode=decode)
         if header.format not in FORMATS[1:] or max(header.width, header.height) > _MAX_SIDE:
             raise ValueError(
                 f"{header.format} of {header.width}x{header.height} is no JPEG, PNG or WebP below {_MAX_SIDE}"
@@ -71,20 +81,26 @@ def describe_shard(path: Path, rows: list[Row], names: list[str], *, folder: Pat
     )
 
 
-def map_shards(function: Callable[[Task], Shard], tasks: Iterable[Task], num_workers: int) -> list[Shard]:
-    """`function` of every task, in order, in `num_workers` processes (0: in this one)."""
-    with shard_workers(num_workers) as run:
-        return list(run(function, tasks))
-
-
 @contextmanager
-def shard_workers(num_workers: int) -> Iterator[Callable[..., Iterable[Shard]]]:
-    """`map` in `num_workers` processes (0: in this one), which stay for several calls."""
+def shard_workers(num_workers: int) -> Iterator[Map]:
+    """`map` in `num_workers` processes (0: in this one), which stay for several calls.
+
+    Ctrl-C ends them at once. ChildProcessError where one of them was killed.
+    """
     if num_workers == 0:
         yield map
         return
     with ProcessPoolExecutor(num_workers, mp_context=worker_context(), initializer=start_worker) as pool:
-        yield pool.map
+        try:
+            yield pool.map
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a helper process ended early, perhaps killed for want of memory; use fewer --workers"
+            ) from None
+        except KeyboardInterrupt:
+            for process in list(pool._processes.values()):  # Python 3.14 calls it kill_workers
+                process.kill()
+            raise
 
 
 def save_dataset(

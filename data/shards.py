@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,16 +18,20 @@ import numpy as np
 
 from data.existing import index_existing
 from data.index import FLAG_FORMAT, FORMATS, DatasetIndex, Shard, load_index
+from data.info import info
+from data.journal import Planned, digest_of, resumable_folder, take_place
 from data.order import hash64
-from data.records import Row, describe_shard, map_shards, save_dataset, to_row
-from data.source import SourceImage, list_images
+from data.records import Row, describe_shard, save_dataset, to_row
+from data.source import Source, SourceImage, list_images
 from data.tar import Writer
-from data.verify import Report, info, verify
+from data.verify import Report, verify
+from data.watch import Nobody, Watch
 
 __all__ = ["Report", "index_existing", "info", "make", "verify"]
 
 _EXTENSION_OF: Final = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _MOST_WORKERS: Final = 2  # where the caller leaves the number open
+_LAYOUT: Final = 1  # of the shards' bytes: whoever changes them counts it up
 _WORTH_WORKERS: Final = 50_000_000  # image bytes: one process decodes them while the workers still start
 
 
@@ -37,13 +42,6 @@ class Sample(NamedTuple):
     label: int
     content: bytes
     source: str
-
-
-class ShardTask(NamedTuple):
-    """One shard to write."""
-
-    path: Path
-    images: list[SourceImage]
 
 
 def make(
@@ -58,30 +56,49 @@ def make(
     overwrite: bool = False,
     classes: Sequence[str] | None = None,
     dataset: str | None = None,
+    descend: bool = True,
+    decode: bool = True,
+    watch: Watch | None = None,
 ) -> DatasetIndex:
-    """Pack the ImageFolder tree `src` (or its `split` folder) into shards and an index in folder `dst`.
+    """Pack the ImageFolder tree `src` (or, with `descend`, its `split` folder) into shards and an index in `dst`.
 
     A shard closes at `samples_per_shard` samples or `max_bytes` image bytes. Equal files and settings give
     equal bytes whatever `num_workers` is (None: two, or none where there is little to do). Every image is
-    decoded once. `dst` appears when all is done: an interrupted run leaves at most a `.partial` folder beside
-    it. ValueError for files that are no images and for a `dst` with content.
+    decoded once; without `decode` its header alone is read. `dst` appears when all is done: an interrupted call
+    leaves its whole shards in a hidden folder beside it, and the same call goes on with them. ValueError for
+    files that are no images and for a `dst` with content.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst, watch = Path(src), Path(dst), watch or Nobody()
     _check_settings(
         dst, split=split, samples_per_shard=samples_per_shard, max_bytes=max_bytes, overwrite=overwrite
     )
-    source = list_images(src, split=split, classes=classes)
+    source = list_images(src, split=split if descend else None, classes=classes)
+    _say_what_is_found(src, source, watch)
     order = np.argsort(hash64(seed, "shards", np.arange(len(source.images))), kind="stable")
     groups = _cut([source.images[i] for i in order], samples_per_shard, max_bytes)
-    with whole_folder(dst) as folder:
-        tasks = [
-            ShardTask(folder / f"{split}-{number:06d}.tar", images) for number, images in enumerate(groups)
-        ]
-        shards = map_shards(_pack_shard, tasks, _workers(groups) if num_workers is None else num_workers)
-        save_dataset(
-            folder, shards, classes=source.classes, split=split, dataset=dataset or src.resolve().name
+    planned = [_plan(f"{split}-{n:06d}.tar", images, decode=decode) for n, images in enumerate(groups)]
+    with resumable_folder(dst) as journal:
+        shards = journal.write(
+            planned,
+            partial(_pack_shard, decode=decode),
+            num_workers=_workers(groups) if num_workers is None else num_workers,
+            watch=watch,
         )
+        name = dataset or src.resolve().name
+        save_dataset(journal.folder, shards, classes=source.classes, split=split, dataset=name)
     return load_index(dst)
+
+
+def _say_what_is_found(src: Path, source: Source, watch: Watch) -> None:
+    if source.num_ignored:
+        watch.say(f"{src}: {source.num_ignored} hidden or system files left out")
+    if source.num_found < len(source.classes):
+        watch.say(f"{src}: images of {source.num_found} of {len(source.classes)} classes")
+
+
+def _plan(name: str, images: list[SourceImage], *, decode: bool) -> Planned[list[SourceImage]]:
+    facts = [(image.name, image.label, image.num_bytes, image.changed_ns) for image in images]
+    return Planned(name, digest_of(_LAYOUT, decode, facts), len(images), images)
 
 
 def _check_settings(
@@ -92,6 +109,11 @@ def _check_settings(
     for name, value in (("samples_per_shard", samples_per_shard), ("max_bytes", max_bytes)):
         if value < 1:
             raise ValueError(f"{name} {value} must be at least 1")
+    check_place(dst, overwrite=overwrite)
+
+
+def check_place(dst: Path, *, overwrite: bool = False) -> None:
+    """ValueError for a `dst` that is a file, or a folder with content that may not be replaced."""
     if dst.exists() and not dst.is_dir():
         raise ValueError(f"{dst} is a file; give a folder that does not exist yet")
     if dst.exists() and any(dst.iterdir()) and not overwrite:
@@ -106,13 +128,7 @@ def whole_folder(dst: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o755)  # mkdtemp makes it private
         yield folder
-        if dst.exists() and any(dst.iterdir()):
-            replaced = Path(tempfile.mkdtemp(prefix=f".{dst.name}.replaced-", dir=dst.parent))
-            dst.rename(replaced)
-            folder.rename(dst)
-            shutil.rmtree(replaced)
-        else:
-            folder.rename(dst)
+        take_place(folder, dst)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,30 +150,40 @@ def _workers(groups: list[list[SourceImage]]) -> int:
     return min(_MOST_WORKERS, len(groups)) if len(groups) > 1 and num_bytes > _WORTH_WORKERS else 0
 
 
-def _pack_shard(task: ShardTask) -> Shard:
-    return write_shard(
-        task.path,
-        (
-            Sample(image.name, image.label, image.path.read_bytes(), source=str(image.path))
-            for image in task.images
-        ),
+def _pack_shard(path: Path, images: list[SourceImage], *, decode: bool) -> Shard:
+    samples = (
+        Sample(image.name, image.label, image.path.read_bytes(), source=str(image.path)) for image in images
     )
+    return write_shard(path, samples, decode=decode)
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
-    """Write one tar and its arrays; every image is decoded once. ValueError naming the source of one that cannot be."""
+def write_shard(path: Path, samples: Iterable[Sample], *, decode: bool = True) -> Shard:
+    """Write one tar, whole or not at all, and its arrays; every image is decoded once (without `decode`, opened).
+
+    ValueError naming the source of one that cannot be.
+    """
     rows: list[Row] = []
     names: list[str] = []
-    with path.open("wb") as file:
-        writer = Writer(file)
-        for sample in samples:
-            row = to_row(sample.content, 0, sample.label, source=sample.source)
-            extension = _EXTENSION_OF[FORMATS[row[5] & FLAG_FORMAT]]
-            offset = writer.add(f"{sample.name}.{extension}", sample.content)
-            writer.add(f"{sample.name}.cls", str(sample.label).encode())
-            rows.append((offset, *row[1:]))
-            names.append(sample.name)
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    return describe_shard(path, rows, names)
+    # A process of a call that was killed may still write when the next call has begun: no two share a file.
+    part = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            writer = Writer(file)
+            for sample in samples:
+                row = to_row(sample.content, 0, sample.label, source=sample.source, decode=decode)
+                extension = _EXTENSION_OF[FORMATS[row[5] & FLAG_FORMAT]]
+                offset = writer.add(f"{sample.name}.{extension}", sample.content)
+                writer.add(f"{sample.name}.cls", str(sample.label).encode())
+                rows.append((offset, *row[1:]))
+                names.append(sample.name)
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        return describe_shard(path, rows, names)
+    except OSError as error:
+        if error.filename is None:  # of a disk that is full, for example
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    finally:
+        part.unlink(missing_ok=True)

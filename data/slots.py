@@ -9,7 +9,6 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections import deque
 from collections.abc import Callable
 from math import prod
 from multiprocessing.reduction import DupFd
@@ -126,12 +125,12 @@ class Slots:
         """`num_lent`: slots that may be in the hands of a consumer at a time; see `hand_out`."""
         self.shape, self.num_slots = shape, num_slots
         self.block = SharedBlock(num_bytes(shape) * num_slots)
-        self._free = deque(range(num_slots))
+        self._free = list(range(num_slots))
         self._num_lent, self._lent = num_lent, set[int]()
 
     def take(self) -> int:
         """A free slot, which is none from now on."""
-        return self._free.popleft()
+        return self._free.pop()  # the one that was used last: the cache may still hold it
 
     def arrays(self, slot: int) -> Arrays:
         return arrays_in(self._memory(slot), self.shape)
@@ -147,7 +146,7 @@ class Slots:
             return batch
         memory = self._memory(slot)  # all views of it have it for their base, and live no longer
         self._lent.add(slot)
-        weakref.finalize(memory, self._return, slot).atexit = False
+        weakref.finalize(memory, self._return, slot)
         return as_batch(arrays_in(memory, self.shape))
 
     def _return(self, slot: int) -> None:

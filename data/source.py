@@ -7,23 +7,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from data.classes import check_numbers, label_folders, some
 from data.decode import sniff
 from data.index import FORMATS
 
 _ALSO_CALLED: Final = {"validation": "val", "val": "validation"}
-_NUM_NAMED: Final = 5  # offending files listed in an error
+_SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_PAPERS: Final = ("readme", "license", "licence")  # lie beside the class folders of ImageNet-A and -R
 
 
 class SourceImage(NamedTuple):
     path: Path
-    name: str  # string key: class folder / file stem
+    name: str  # string key: class / file stem
     label: int
     num_bytes: int
+    changed_ns: int  # when the file was last written
 
 
 class Source(NamedTuple):
     classes: tuple[str, ...]
     images: list[SourceImage]
+    num_ignored: int  # hidden and system files
+    num_found: int  # classes that have a folder
 
 
 def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -34,44 +39,58 @@ def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     return tuple((0, int(run), "") if run[0] in "0123456789" else (1, 0, run) for run in runs), text
 
 
-def list_images(root: Path, *, split: str, classes: Sequence[str] | None = None) -> Source:
-    """Files of `root/split` (validation may also be called val), or of `root` where there is no such folder.
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is the system's own: hidden, or one that desktops leave everywhere."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
-    The label is the place of the class folder in the naturally sorted list, or in `classes` when given (a
-    split that lacks some classes needs that). ValueError for anything that is not an image in a class folder.
+
+def list_images(root: Path, *, split: str | None, classes: Sequence[str] | None = None) -> Source:
+    """Files of `root/split` (validation may also be called val), or of `root` where there is none or no split.
+
+    The label is the place of the class folder in the naturally sorted list; or in `classes` when given, which may name
+    classes without a folder here, and by whose numbers folders may be called. ValueError for anything that is not an
+    image in a class folder, but for hidden and system files and a README or LICENSE beside the class folders.
     """
-    folder = _split_folder(root, split)
-    found = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
-    stray = sorted(entry.name for entry in folder.iterdir() if not entry.is_dir())
-    if stray:
-        raise ValueError(f"{folder} holds files beside its class folders: {_some(stray)}; move them away")
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the root of an ImageFolder tree")
+    folder = root if split is None else _split_folder(root, split)
+    entries = [entry for entry in folder.iterdir() if not is_ignored(entry.name)]
+    num_ignored = sum(1 for _ in folder.iterdir()) - len(entries)
+    found = sorted((entry.name for entry in entries if entry.is_dir()), key=natural_key)
+    stray = sorted(entry.name for entry in entries if not entry.is_dir())
+    if stray := [name for name in stray if not name.lower().startswith(_PAPERS)]:
+        raise ValueError(f"{folder} holds files beside its class folders: {some(stray)}; move them away")
     if not found:
         raise ValueError(f"{folder} has no class folders; expected {folder}/CLASS/IMAGE")
     names = tuple(classes) if classes is not None else tuple(found)
-    if unknown := sorted(set(found) - set(names), key=natural_key):
-        raise ValueError(f"{folder} has folders that are not in the class list: {_some(unknown)}")
-    images = [image for name in found for image in _list_class(folder / name, names.index(name))]
+    if classes is None:
+        check_numbers(found, where=str(folder))
+    labels = label_folders(found, names, where=str(folder))
+    images: list[SourceImage] = []
+    for name in found:
+        files = sorted((folder / name).iterdir(), key=lambda path: natural_key(path.name))
+        visible = [path for path in files if not is_ignored(path.name)]
+        num_ignored += len(files) - len(visible)
+        images += _list_class(folder / name, visible, names[labels[name]], labels[name])
     _refuse_strangers(images, folder)
-    return Source(names, _unique_names(images, folder))
+    return Source(names, _unique_names(images, folder), num_ignored, len(found))
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; give the root of an ImageFolder tree")
     candidates = [root / split, *([root / _ALSO_CALLED[split]] if split in _ALSO_CALLED else [])]
     return next((folder for folder in candidates if folder.is_dir()), root)
 
 
-def _list_class(folder: Path, label: int) -> Iterator[SourceImage]:
-    paths = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+def _list_class(folder: Path, paths: list[Path], name: str, label: int) -> Iterator[SourceImage]:
     if not paths:
-        raise ValueError(f"class folder {folder} is empty; remove it, or give the class list")
+        raise ValueError(f"class folder {folder} is empty; remove it and give the class list, or fill it")
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path} is a folder inside a class folder; give the folder of one split")
         # webdataset takes everything after the file name's first dot for the extension
         stem = path.stem.replace(".", "_")
-        yield SourceImage(path, f"{folder.name}/{stem}", label, path.stat().st_size)
+        facts = path.stat()
+        yield SourceImage(path, f"{name}/{stem}", label, facts.st_size, facts.st_mtime_ns)
 
 
 def _refuse_strangers(images: list[SourceImage], folder: Path) -> None:
@@ -80,7 +99,7 @@ def _refuse_strangers(images: list[SourceImage], folder: Path) -> None:
     ]
     if strangers:
         raise ValueError(
-            f"{len(strangers)} files under {folder} are not JPEG, PNG or WebP images: {_some(strangers)}; "
+            f"{len(strangers)} files under {folder} are not JPEG, PNG or WebP images: {some(strangers)}; "
             f"remove or convert them"
         )
 
@@ -110,8 +129,3 @@ def _unique_names(images: list[SourceImage], folder: Path) -> list[SourceImage]:
             )
         seen[image.name] = image.path
     return renamed
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-    return ", ".join(names[:_NUM_NAMED]) + more

@@ -31,14 +31,16 @@ class Member(NamedTuple):
     size: int
 
 
-def scan(path: Path) -> Iterator[Member]:
+def scan(path: Path, *, require_end: bool = True) -> Iterator[Member]:
     """Yield the regular files of a tar in order; ValueError naming shard and offset for anything else.
 
-    Reads headers only, so a scan costs one or two small reads per member, whatever the size of the shard.
+    Without `require_end` the end-of-archive marker may be missing behind a whole member: a shard cut there, or written
+    so. Reads headers only, so a scan costs one or two small reads per member, whatever the size of the shard.
     """
     with path.open("rb", buffering=0) as file:
         read = partial(os.pread, file.fileno())
-        yield from _checked(_members(read, path, total=os.fstat(file.fileno()).st_size), path)
+        members = _members(read, path, total=os.fstat(file.fileno()).st_size, require_end=require_end)
+        yield from _checked(members, path)
 
 
 def stream(chunks: Iterator[bytes], name: str) -> Iterator[tuple[Member, bytes]]:
@@ -123,10 +125,12 @@ def _checked(members: Iterator[Member], path: Path) -> Iterator[Member]:
         yield member
 
 
-def _members(read: Read, path: Path, *, total: int | None) -> Iterator[Member]:
+def _members(read: Read, path: Path, *, total: int | None, require_end: bool = True) -> Iterator[Member]:
     offset, long_name = 0, ""
     while True:
         header = read(BLOCK, offset)
+        if not (header or require_end or long_name):
+            return
         if header == bytes(BLOCK):
             return _check_end(read, path, offset, pending=long_name)
         kind, name, size = _parse(header, path, offset)

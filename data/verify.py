@@ -1,21 +1,26 @@
 """Are these shards what their index says? Lists every problem it finds instead of stopping at the first."""
 
 import hashlib
+import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.index import FLAG_FORMAT, FORMATS, Shard, load_index, read_description
+from data.decode import inspect
+from data.index import Description, Shard, read_description
 from data.order import hash64, text_to_int
-from data.tar import scan
+from data.tar import Member, scan
+from data.watch import Nobody, Watch
 
-_MAX_NAMED = 20  # bad samples listed per shard; a shard overwritten with zeros should not fill the screen
+_MAX_NAMED: Final = 20  # bad samples listed per shard; one overwritten with zeros should not fill the screen
+Arrays = tuple[NDArray[np.void], NDArray[np.bytes_]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,7 @@ class Report:
 
     num_shards: int
     num_samples: int
+    num_read: int  # images whose bytes were read
     full: bool
     problems: tuple[str, ...]
 
@@ -32,69 +38,58 @@ class Report:
         return not self.problems
 
 
-class Info(TypedDict):
-    """Plain facts about an indexed folder."""
+class _Task(NamedTuple):
+    """Bytes to check: of all samples of a shard, or of some `rows`."""
 
-    dataset: str
-    split: str
-    dataset_id: str
-    num_samples: int
-    num_classes: int
-    classes: list[str]
-    class_counts: list[int]
-    num_shards: int
-    bytes: int
-    formats: dict[str, int]
-    created_by: str
+    path: Path
+    shard: Shard
+    rows: list[int] | None
+    decode: bool
+    classes: tuple[str, ...]
 
 
-def verify(dst: str | Path, *, full: bool) -> Report:
+def verify(
+    dst: str | Path,
+    *,
+    full: bool,
+    sample: int = 0,
+    decode: bool = False,
+    num_workers: int = 0,
+    watch: Watch | None = None,
+) -> Report:
     """Check folder `dst` against its index, problems listed.
 
-    Without `full`: files, sizes, counts, labels, hashes of the index arrays, duplicate keys. With it every
-    byte is read: each shard's sha256, its members, each sample's crc32 and label.
+    Always: files, sizes, counts, labels, hashes of the index arrays, duplicate keys. With `full` every byte is read:
+    each shard's sha256, its members, each sample's crc32 and label; with `decode` each image is also decoded. Without
+    `full` the crc32 of `sample` images, the same ones each time. `num_workers` processes read (0: this one).
     """
-    dst = Path(dst)
+    dst, watch = Path(dst), watch or Nobody()
     description = read_description(dst)
     problems: list[str] = []
     names: list[NDArray[np.bytes_]] = []
-    for shard in description.shards:
+    tasks: list[_Task] = []
+    picked = _pick(description, 0 if full else sample)
+    for number, shard in enumerate(description.shards):
         found, arrays = _open_arrays(dst, shard)
         problems += found
-        problems += _check_size(dst / shard.name, shard)
+        wrong_size = list(_check_size(dst / shard.name, shard))
+        problems += wrong_size
         if arrays is None:
             continue
         records, shard_names = arrays
         names.append(shard_names)
         problems += _check_labels(shard, records, num_classes=len(description.classes))
-        if full and (dst / shard.name).is_file():
-            problems += _check_bytes(dst / shard.name, shard, records, shard_names)
+        if (full or (len(picked[number]) and not wrong_size)) and (dst / shard.name).is_file():
+            rows = None if full else picked[number]
+            tasks.append(_Task(dst / shard.name, shard, rows, decode, description.classes))
     problems += _check_names(names, expected=description.key_hash)
+    problems += _check_tasks(tasks, num_workers, watch)
     return Report(
         num_shards=len(description.shards),
         num_samples=description.num_samples,
+        num_read=sum(_num_read(task) for task in tasks),
         full=full,
         problems=tuple(problems),
-    )
-
-
-def info(dst: str | Path) -> Info:
-    """Counts, classes, bytes, formats and the id of the data set in folder `dst`."""
-    index = load_index(dst)
-    flags = np.concatenate([index.records(number)["flags"] for number in range(len(index.shards))])
-    formats = np.bincount(flags & FLAG_FORMAT, minlength=len(FORMATS))
-    return Info(
-        dataset=index.description.dataset,
-        split=index.description.split,
-        dataset_id=index.dataset_id,
-        num_samples=index.num_samples,
-        num_classes=len(index.classes),
-        classes=list(index.classes),
-        class_counts=np.bincount(index.labels(), minlength=len(index.classes)).tolist(),
-        num_shards=len(index.shards),
-        bytes=sum(shard.size for shard in index.shards),
-        formats={name: int(count) for name, count in zip(FORMATS, formats, strict=True) if count},
-        created_by=index.description.created_by,
     )
 
 
@@ -102,6 +97,35 @@ def key_hash(names: NDArray[np.bytes_]) -> str:
     """Order-free fingerprint of a set of string keys: sum modulo 2**64 of hash64(key), 16 hex digits."""
     numbers = np.array([text_to_int(name) for name in names.tolist()], dtype=np.uint64)
     return f"{int(hash64(numbers).sum(dtype=np.uint64)):016x}"
+
+
+def _pick(description: Description, number: int) -> list[list[int]]:
+    """Rows of each shard: `number` samples of all, chosen by hash of their place."""
+    hashed = hash64("verify", np.arange(description.num_samples if number else 0))
+    places = np.sort(np.argsort(hashed, kind="stable")[:number])
+    picked, start = [], 0
+    for shard in description.shards:
+        inside = places[(places >= start) & (places < start + shard.num_samples)]
+        picked.append((inside - start).tolist())
+        start += shard.num_samples
+    return picked
+
+
+def _num_read(task: _Task) -> int:
+    return task.shard.num_samples if task.rows is None else len(task.rows)
+
+
+def _check_tasks(tasks: list[_Task], num_workers: int, watch: Watch) -> list[str]:
+    from data.records import shard_workers  # which needs key_hash from here
+
+    problems: list[str] = []
+    done, total = 0, sum(map(_num_read, tasks))
+    with shard_workers(num_workers) as run:
+        for task, found in zip(tasks, run(_check_bytes, tasks), strict=True):
+            problems += found
+            done += _num_read(task)
+            watch.advance(done, total)
+    return problems
 
 
 def _open_arrays(
@@ -134,43 +158,65 @@ def _check_labels(shard: Shard, records: NDArray[np.void], *, num_classes: int) 
         yield f"shard {shard.name}, sample {row}: label {labels[row]} is outside 0..{num_classes - 1}"
 
 
-def _check_bytes(
-    path: Path, shard: Shard, records: NDArray[np.void], names: NDArray[np.bytes_]
-) -> Iterator[str]:
+def _check_bytes(task: _Task) -> list[str]:
+    path, shard = task.path, task.shard
+    problems, arrays = _open_arrays(path.parent, shard)
+    assert arrays is not None, f"{shard.name}: its arrays were there a moment ago: {problems}"
+    records, names = arrays
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"shard {shard.name}: sha256 differs from the index"
-        bad = [row for row, record in enumerate(records) if not _is_whole(file.fileno(), record)]
-    for row in bad[:_MAX_NAMED]:
-        yield f"shard {shard.name}, key {names[row].decode()!r}: the image's crc32 differs from the index"
+        if task.rows is None and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            problems.append(f"shard {shard.name}: sha256 differs from the index")
+        rows = range(len(records)) if task.rows is None else task.rows
+        faults = [(row, _fault(file.fileno(), records[row], decode=task.decode)) for row in rows]
+    bad = [(row, fault) for row, fault in faults if fault]
+    for row, fault in bad[:_MAX_NAMED]:
+        problems.append(f"shard {shard.name}, key {names[row].decode()!r}: {fault}")
     if len(bad) > _MAX_NAMED:
-        yield f"shard {shard.name}: {len(bad) - _MAX_NAMED} more images differ from the index"
-    yield from _check_members(path, shard, records, names)
+        problems.append(f"shard {shard.name}: {len(bad) - _MAX_NAMED} more images differ from the index")
+    if task.rows is None:
+        problems += _check_members(task, records, names)
+    return problems
 
 
-def _is_whole(descriptor: int, record: np.void) -> bool:
+def _fault(descriptor: int, record: np.void, *, decode: bool) -> str:
+    """What is wrong with an image's bytes, or ''."""
     content = os.pread(descriptor, int(record["size"]), int(record["offset"]))
-    return zlib.crc32(content) == int(record["crc32"])
+    if zlib.crc32(content) != int(record["crc32"]):
+        return "the image's crc32 differs from the index"
+    if decode:
+        try:
+            inspect(content)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
-def _check_members(
-    path: Path, shard: Shard, records: NDArray[np.void], names: NDArray[np.bytes_]
-) -> Iterator[str]:
+def _check_members(task: _Task, records: NDArray[np.void], names: NDArray[np.bytes_]) -> Iterator[str]:
+    path, shard = task.path, task.shard
     try:
-        members = list(scan(path))
+        members = list(scan(path, require_end=False))  # its sha256 says whether it was cut
     except ValueError as error:
         yield str(error)
         return
     extents = {(member.offset, member.size) for member in members}
-    labels = {member.name.removeprefix("./"): member for member in members if member.name.endswith(".cls")}
+    labels = {member.name.removeprefix("./"): member for member in members}
     with path.open("rb", buffering=0) as file:
         for record, name in zip(records, names, strict=True):
-            key = bytes(name).decode()
-            label = labels.get(f"{key}.cls")
+            key, number = bytes(name).decode(), int(record["label"])
+            label = labels.get(f"{key}.cls") or labels.get(f"{key}.json")
             if (int(record["offset"]), int(record["size"])) not in extents or label is None:
                 yield f"shard {shard.name}, key {key!r}: the index points at no such member"
-            elif os.pread(file.fileno(), label.size, label.offset).strip() != str(record["label"]).encode():
-                yield f"shard {shard.name}, key {key!r}: its .cls is not the indexed label {record['label']}"
+            elif _label_text(file.fileno(), label) not in (str(number), *task.classes[number : number + 1]):
+                kind = label.name.rpartition(".")[2]
+                yield f"shard {shard.name}, key {key!r}: its .{kind} is not the indexed label {number}"
+
+
+def _label_text(descriptor: int, member: Member) -> str:
+    text = os.pread(descriptor, member.size, member.offset).strip().decode("utf-8", "replace")
+    if member.name.endswith(".json"):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            return str(json.loads(text)["label"])
+    return text
 
 
 def _check_names(names: list[NDArray[np.bytes_]], *, expected: str) -> Iterator[str]:

@@ -17,8 +17,9 @@ from data.draws import MixSettings
 from data.erase import Erase
 from data.index import DatasetIndex, load_index
 from data.jitter import Jitter
-from data.loader import train_loader
+from data.loader import OnBad, train_loader
 from data.order import Cursor
+from data.pool import Pin, Warn
 from data.transform import AugmentSettings, EvalTransform
 from engine.optim import SGD, AdamW, TensorLrOptimizer, weight_decay_groups
 from engine.recipe import Recipe
@@ -147,9 +148,19 @@ def build_state(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
 
 
 def build_train_loader(
-    recipe: Recipe, env: Environment, index: DatasetIndex, *, layout: Layout, start: Cursor
+    recipe: Recipe,
+    env: Environment,
+    index: DatasetIndex,
+    *,
+    layout: Layout,
+    start: Cursor,
+    on_bad: OnBad | None = None,
+    warn: Warn | None = None,
+    pin: Pin | None = None,
 ) -> Iterator[tuple[Cursor, Batch]]:
-    """Batches of this process from `start` to the end of the run, with the cursor behind each."""
+    """Batches of this process from `start` to the end of the run, with the cursor behind each. `on_bad`, `warn` and
+    `pin` are those of `train_loader`.
+    """
     d = recipe.data
     epochs = range(recipe.run.epochs)
     return train_loader(
@@ -165,6 +176,10 @@ def build_train_loader(
         mix_of_epoch=[mix_settings(recipe, epoch) for epoch in epochs],
         num_workers=d.num_workers,
         repeats=d.repeats,
+        on_bad=on_bad,
+        stuck_after_s=d.stuck_after,
+        warn=warn,
+        pin=pin,
     )
 
 

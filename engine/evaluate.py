@@ -9,26 +9,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bits.environment import Environment
+from data.bad import BadSample
 from data.batch import Batch
 from data.index import DatasetIndex
-from data.loader import eval_loader
+from data.loader import OnBad, eval_loader
 from data.order import permutation
+from data.pool import STUCK_AFTER_S
 from data.transform import EvalTransform
+from data.verify import key_hash
 from engine.fields import AttackEval, SuiteEval
-from engine.ledger import LedgerWriter, Verdict, read_ledger, wilson_interval
+from engine.ledger import Ledger, LedgerWriter, Verdict, read_ledger, wilson_interval
 from engine.step import ATTACK_STREAM, build_pgd
 from engine.stop import Stopped
 from engine.verdict import evaluation_id, judge
 
 CLEAN = "clean"
 PRECISION = "float32"
+UNREADABLE = -1  # in place of the class that is predicted, in rows of bad images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,11 @@ class Evaluator:
     seed: int
     ledger: Path
     recipe: str  # hash of the recipe that trained the model
+    bad: Literal["stop", "wrong"] = "stop"  # what an image that cannot be read does
+    stuck_after_s: float = STUCK_AFTER_S
+    warn: Callable[[str], None] | None = (
+        None  # is told of replaced workers, and of bad images that count as wrong
+    )
     stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
     on_progress: Callable[[int, int], None] = lambda done, total: None  # images, after each batch
 
@@ -62,9 +71,10 @@ class Evaluator:
             self.env.barrier()  # every writer's file exists before anyone reads what is done
             left = self._left(keys, identity, components)
             self._agree_on(identity, left)  # nobody writes before everyone has read
-            write = partial(self._write, writer, identity, components, _effort(entry))
+            bad = set[int]()  # positions
+            write = partial(self._write, writer, identity, components, _effort(entry), bad)
             try:
-                self._judge(entry, left, write)
+                self._judge(entry, left, write, bad)
             finally:
                 self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
@@ -89,7 +99,8 @@ class Evaluator:
         return {
             "weights_sha256": self.weights_sha256,
             "suite": f"{subset}@{self.index.dataset_id}",
-            "contract": contract_id(self.transform, self.image_size),
+            # Where bad images count as wrong, verdicts are not those of an evaluation that would have stopped.
+            "contract": contract_id(self.transform, self.image_size) + "-badwrong" * (self.bad == "wrong"),
             "attack": attack,
             "seed": self.seed,
             "precision": PRECISION,
@@ -119,7 +130,9 @@ class Evaluator:
                 "must be on a disk that all of them see"
             )
 
-    def _loader(self, entry: SuiteEval | AttackEval, keys: np.ndarray, num_workers: int) -> Iterator[Batch]:
+    def _loader(
+        self, entry: SuiteEval | AttackEval, keys: np.ndarray, num_workers: int, on_bad: OnBad
+    ) -> Iterator[Batch]:
         replicas = self.env.world_size * self.env.num_devices
         batch_size = entry.batch_size or self.batch_size
         return eval_loader(
@@ -132,7 +145,17 @@ class Evaluator:
             resize=self.transform,
             num_workers=num_workers,
             seed=self.seed,
+            on_bad=on_bad if self.bad == "wrong" else None,
+            stuck_after_s=self.stuck_after_s,
+            warn=self.warn,
+            pin=self.env.pin,
         )
+
+    def _note(self, bad: set[int], samples: Sequence[BadSample]) -> None:
+        for sample in samples:
+            bad.add(sample.position)
+            if self.warn is not None:
+                self.warn(f"{sample}; it counts as wrong")
 
     def pictures(self, entry: SuiteEval | AttackEval, keys: np.ndarray) -> dict[str, Tensor]:
         """The images of `keys` on the host, as they enter the model and as the attack leaves them: `key` int64
@@ -143,7 +166,8 @@ class Evaluator:
         found: list[dict[str, Tensor]] = []
         was_training = self.model.training
         self.model.eval()
-        for batch in self._loader(entry, keys, num_workers=0):  # a handful: a worker would start for longer
+        # A handful, and a worker would start for longer. A bad image is black here, and has been named.
+        for batch in self._loader(entry, keys, 0, lambda bad: None):
             fed = Batch(**self.env.feed(batch._asdict()))
             seen = {"key": fed.key, "image": fed.image}
             if isinstance(entry, AttackEval):
@@ -154,11 +178,12 @@ class Evaluator:
         self.model.train(was_training)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
-    def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, write: Any) -> None:
+    def _judge(self, entry: SuiteEval | AttackEval, keys: np.ndarray, write: Any, bad: set[int]) -> None:
         was_training = self.model.training
         self.model.eval()
         try:
-            for number, batch in enumerate(self._loader(entry, keys, self.num_workers), start=1):
+            loader = self._loader(entry, keys, self.num_workers, partial(self._note, bad))
+            for number, batch in enumerate(loader, start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
                 image = fed.image.float() / 255.0
                 verdicts = self._verdicts(CLEAN, image, fed)
@@ -199,6 +224,7 @@ class Evaluator:
         identity: str,
         components: Sequence[str],
         effort: tuple[int | None, int],
+        bad: set[int],
         batch: Batch,
         verdicts: dict[str, Tensor],
     ) -> None:
@@ -214,7 +240,9 @@ class Evaluator:
                 if not batch.mask[slot]:
                     continue
                 position = int(batch.key[slot])
-                broken = component != CLEAN and clean[slot] and not correct
+                if position in bad:  # the model saw a black square in its place
+                    prediction, correct, top5, margin = UNREADABLE, False, False, float("nan")
+                broken = component != CLEAN and clean[slot] and not correct and position not in bad
                 rows.append(
                     Verdict(
                         evaluation=identity,
@@ -241,7 +269,8 @@ class Evaluator:
         components: Sequence[str],
         num_images: int,
     ) -> dict[str, Any]:
-        summary = read_ledger(self.ledger, identity).summary(identity)
+        book = read_ledger(self.ledger, identity)
+        summary = book.summary(identity)
         for component in components:
             found = summary["components"][component]["num_images"]
             if found != num_images:
@@ -249,6 +278,7 @@ class Evaluator:
                     f"{self.ledger} has {found} of {num_images} images for {component}; do all processes write to "
                     "one disk? start again, it goes on from what is there"
                 )
+            self._prove(book, identity, component)
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
         return {
             "name": entry.name,
@@ -257,8 +287,21 @@ class Evaluator:
             "evaluation": identity,
             **description,
             **summary,
+            **({"num_bad": book.count_predicted(identity, CLEAN, UNREADABLE)} if self.bad == "wrong" else {}),
             "interval": list(interval),
         }
+
+    def _prove(self, book: Ledger, identity: str, component: str) -> None:
+        """Where all images were judged: their names are those of the index, each of them once. About 2 us an image."""
+        names = book.keys(identity, component)
+        if len(names) != self.index.num_samples:
+            return
+        found = key_hash(np.array([name.encode() for name in names], dtype=np.bytes_))
+        if found != self.index.description.key_hash:
+            raise ValueError(
+                f"{self.ledger} has {len(names)} images for {component}, but not those of the index (key hash {found}, "
+                f"not {self.index.description.key_hash}); evaluate anew with another --output"
+            )
 
 
 def _effort(entry: SuiteEval | AttackEval) -> tuple[int | None, int]:

@@ -67,10 +67,15 @@ def _nobody_reads() -> bool:
 
 
 def fail(error: BaseException) -> int:
-    """Prints the error as one line, once for all processes; exit code 2."""
+    """Prints the error as one line, once for all processes; its exit code."""
     if _claims_error():
         print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-    return EXIT_USER_ERROR
+    return exit_code_of(error)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """That of a user's mistake, unless the error has one of its own."""
+    return int(getattr(error, "exit_code", EXIT_USER_ERROR))
 
 
 def _one_line(error: BaseException) -> str:

@@ -43,6 +43,9 @@ class DataSection(Section):
     image_size: PositiveInt  # pixels, square
     num_classes: PositiveInt | None = None  # None: as many as the index of `train` names
     num_workers: NonNegativeInt = 2
+    stuck_after: PositiveFloat = 1800.0  # seconds that a worker may take for one image before it is replaced
+    max_bad: Probability = 0.001  # share of train's images that may be bad; others stand in for them
+    eval_bad: Literal["stop", "wrong"] = "stop"  # what a bad image does to an evaluation
     scale: Range = (0.08, 1.0)  # RandomResizedCrop: share of the area
     ratio: Range = (3 / 4, 4 / 3)  # RandomResizedCrop: width over height
     flip: Probability = 0.5

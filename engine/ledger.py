@@ -85,6 +85,17 @@ class Ledger:
             [row[0] for row in self._db.execute(query, (evaluation_id, component))], dtype=np.int64
         )
 
+    def keys(self, evaluation_id: str, component: str) -> list[str]:
+        """Names of the images that have a verdict."""
+        query = "SELECT key FROM verdict WHERE evaluation = ? AND component = ?"
+        return [row[0] for row in self._db.execute(query, (evaluation_id, component))]
+
+    def count_predicted(self, evaluation_id: str, component: str, prediction: int) -> int:
+        """Images whose verdict is that class."""
+        query = "SELECT COUNT(*) FROM verdict WHERE evaluation = ? AND component = ? AND prediction = ?"
+        (count,) = self._db.execute(query, (evaluation_id, component, prediction)).fetchone()
+        return int(count)
+
     def rows(self, evaluation_id: str, component: str | None = None) -> Iterator[Verdict]:
         """The verdicts of one component or of all, by component and position."""
         query = "SELECT * FROM verdict WHERE evaluation = ? AND ? IN (component, '') "

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,12 @@ class RunLog:
         """A line for the person who watches; only `important` ones are left under --quiet."""
         if self._path is not None:
             self._progress.say(text, important=important)
+
+    def warn(self, text: str, *, rank: int) -> None:
+        """A line for the person who watches, of any process."""
+        if self._path is None:
+            print(f"rank {rank}: {text}", file=sys.stderr, flush=True)
+        self.say(text, important=True)
 
     def reached(self, step: int, total: int) -> None:
         """The training has made `step` of `total` updates. Every update says so: no device is read for it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from bits.clock import Clock, Lap
 from bits.environment import Environment
 from bits.meters import Meters
 from bits.state import TrainState, to_cpu
+from data.bad import DataLimit
 from data.batch import Batch
 from data.index import DatasetIndex
 from data.order import Cursor, hash64
+from engine.bad_images import BadImages
 from engine.build import Layout, build_train_loader
 from engine.folder import RunFolder
 from engine.knobs import Knobs, pack_knobs
@@ -48,6 +51,7 @@ class Loop:
     stop: StopRequest
     evaluate: Callable[[int | None], list[dict[str, Any]]]  # after how many epochs; None: at the end
     meters: Meters = field(init=False)
+    bad: BadImages = field(init=False)
     _clock: Clock = field(init=False, default_factory=Clock)
     _next_report: int = field(init=False)
     _lr: float = field(init=False, default=0.0)
@@ -58,6 +62,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.meters = Meters(METERS, self.env.device)
+        self.bad = BadImages(self.index, max_share=self.recipe.data.max_bad)
         self.env.cut()
         # The first update is always reported: by then every graph of a report exists.
         self._next_report = self.state.step + 1
@@ -81,7 +86,16 @@ class Loop:
             self.measure(self._epochs_done(self.state.step))
         if self.state.step < self.num_updates:
             start = Cursor(self.state.epoch, self.state.consumed)
-            loader = build_train_loader(self.recipe, self.env, self.index, layout=self.layout, start=start)
+            loader = build_train_loader(
+                self.recipe,
+                self.env,
+                self.index,
+                layout=self.layout,
+                start=start,
+                on_bad=self.bad.note,
+                warn=partial(self.log.warn, rank=self.env.rank),
+                pin=self.env.pin,
+            )
             self._train(loader)
         self.env.flush()
         self.save()
@@ -142,6 +156,7 @@ class Loop:
         due = self.state.step >= self._next_report or self.state.step == self.num_updates
         if due:
             self._report()
+            self._report_bad()
         if self._checkpoint_due():
             self.save()
         if self._ends_epoch():
@@ -191,6 +206,13 @@ class Loop:
         entry = self._entry(lap)
         self.env.later({"totals": totals}, lambda host: self._write(entry, host["totals"]))
         self._show()
+
+    def _report_bad(self) -> None:
+        try:
+            self.bad.report(self.env, self.log, self.state.step)
+        except DataLimit:
+            self._save_and_wait()
+            raise
 
     def _show(self) -> None:
         """Pictures for the trackers, behind the first report of an epoch. In an entry of their own: `later` copies
@@ -284,7 +306,8 @@ class Loop:
         self.state.load_state_dict(state)
         self.env.cut()
         self._next_report = self.state.step + 1
-        # A state from another run's folder is not this folder's yet.
-        is_own = (self.folder.checkpoints / f"step-{self.state.step:08d}.pt").exists()
+        # A state from another run's folder is not this folder's yet, nor is best.pt whose step was deleted since.
+        own = self.folder.checkpoints / f"step-{self.state.step:08d}.pt"
+        is_own = own.exists() and own.parent.samefile(checkpoint.path.parent)
         self._saved_step = self.state.step if is_own else -1
         return True

@@ -80,6 +80,8 @@ def evaluators(
                 seed=recipe.run.seed,
                 ledger=ledger,
                 recipe=recipe_hash,
+                bad=recipe.data.eval_bad,
+                stuck_after_s=recipe.data.stuck_after,
             )
             yield evaluator, entry
 
@@ -87,7 +89,8 @@ def evaluators(
 def watched(evaluator: Evaluator, entry: Entry, log: RunLog, stop_asked: Stop) -> Evaluator:
     """The evaluator that shows how far it is, under the name its result will have."""
     name = result_name({"name": entry.name, "weights": evaluator.weights})
-    return replace(evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name))
+    warn = partial(log.warn, rank=evaluator.env.rank)
+    return replace(evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name), warn=warn)
 
 
 def weights_of(entry: Entry, models: Mapping[str, object]) -> list[str]:
@@ -103,7 +106,7 @@ def result_name(result: Mapping[str, Any]) -> str:
 def store_result(folder: RunFolder, log: RunLog, name: str, result: dict[str, Any]) -> Path:
     """results/NAME.json and a log entry (rank 0); the path, which every rank knows."""
     path = _result_path(folder.results / f"{name}.json", result)
-    log.write("eval", **{**result, "name": name})
+    log.write("eval", **{**result, "name": path.stem})
     if log.is_open:
         folder.results.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())

@@ -34,6 +34,9 @@ RESUME_MAY_CHANGE = (
     *("name", "description", "published", "evals", "data.train", "data.val", "data.suites"),
     *(
         "data.num_workers",
+        "data.stuck_after",
+        "data.max_bad",
+        "data.eval_bad",
         "run.best",
         "run.gallery_images",
         "run.output",
@@ -265,7 +268,8 @@ def _check_rates(recipe: Recipe) -> None:
 def _check_evals(recipe: Recipe) -> None:
     for place, entry in enumerate(recipe.evals):
         _check_entry(recipe, entry, f"evals[{place}]")
-    names = [entry.name for entry in recipe.evals]
+    # A suite may be called like another entry's result on averaged weights.
+    names = [name for e in recipe.evals for name in dict.fromkeys((e.name, *_names(recipe, e)))]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated:
         raise ValueError(

@@ -87,6 +87,7 @@ def _check_target(target: RunFolder, subject: Subject) -> None:
 def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     """The run's recipe with the evaluations of the command line, checked like those of a file."""
     tree = recipe.model_dump(mode="json")
+    tree["data"]["eval_bad"] = arguments.bad_images or tree["data"]["eval_bad"]
     tree["run"]["best"] = None  # about the evaluations of the training
     if arguments.verb == "attack" and arguments.data is not None:
         (clean,) = locate(["clean"], recipe, arguments.data)

@@ -14,7 +14,7 @@ from bits.state import TrainState
 from data.index import DatasetIndex
 from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings, open_shards
 from engine.cli import Launch
-from engine.failure import EXIT_USER_ERROR
+from engine.failure import exit_code_of
 from engine.folder import RunFolder
 from engine.log import RunLog, open_log, read_log
 from engine.loop import Loop
@@ -83,6 +83,8 @@ def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
             f"--resume {path}: no checkpoint there; give auto, never, a run folder or a step-*.pt file in one"
         )
     _check_same(RunFolder(root), recipe)
+    if _is_cut_off(folder):
+        return found
     if not folder.is_empty() and not folder.root.samefile(root):
         if _started_from(folder, found):
             # The same command once more: the new run has come as far as the one it started from, or further.
@@ -95,9 +97,20 @@ def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
     return found
 
 
-def _started_from(folder: RunFolder, source: Path) -> bool:
-    if not folder.recipe.is_file() or not list_checkpoints(folder.checkpoints) or not folder.log.is_file():
+def _is_cut_off(folder: RunFolder) -> bool:
+    """Whether a start from another run was killed before it had written more than that run's state."""
+    if not folder.checkpoints.is_dir():
         return False
+    names = {path.name for path in folder.root.iterdir() if not path.name.endswith(".part")}
+    states = all(path.name.startswith(("step-", ".step-")) for path in folder.checkpoints.iterdir())
+    return names == {folder.checkpoints.name} and states
+
+
+def _started_from(folder: RunFolder, source: Path) -> bool:
+    if not folder.recipe.is_file() or not list_checkpoints(folder.checkpoints):
+        return False
+    if not folder.log.is_file():
+        return True  # killed before its first entry; a fresh start has no checkpoint by then
     return any(entry.get("source") == str(source.resolve()) for entry in read_log(folder.log))
 
 
@@ -161,7 +174,7 @@ def train(
         try:
             result = _run_loop(loop)
         except (ValueError, OSError) as error:
-            _write_exit(loop, EXIT_USER_ERROR, event="error", error=" ".join(str(error).split()))
+            _write_exit(loop, exit_code_of(error), event="error", error=" ".join(str(error).split()))
             raise
     _write_exit(loop, result["exit_code"], event="end" if result["exit_code"] == 0 else "stop")
     return result
@@ -223,6 +236,8 @@ def _resume(loop: Loop, checkpoint: Path) -> bool:
 
 def _write_exit(loop: Loop, exit_code: int, *, event: str, **values: str) -> None:
     loop.log.write(event, step=loop.state.step, **values)
-    loop.log.close(exit_code=exit_code)
     if loop.env.rank == 0:
+        # Before the trackers, which may wait for a network: other ranks are gone by now, and a launcher that sees
+        # one end with a code above 0 ends this one too.
         loop.folder.write_exit(exit_code)
+    loop.log.close(exit_code=exit_code)

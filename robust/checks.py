@@ -51,8 +51,9 @@ def checked_step(step_size: float | Tensor, widest: float) -> float | Tensor:
 def checked_seed(seed: int | Tensor, image: Tensor) -> Tensor:
     """One int64 seed per image, from such a tensor or from one int and the position."""
     if isinstance(seed, int):
-        # position plus a large odd stride: distinct for every (seed, position) a batch can hold
-        return torch.arange(image.shape[0], dtype=torch.int64, device=image.device) + seed * 1_000_003
+        # position plus a large odd stride: distinct for every (seed, position) a batch can hold; wraps at 2**64
+        offset = (seed * 1_000_003 + 2**63) % 2**64 - 2**63
+        return torch.arange(image.shape[0], dtype=torch.int64, device=image.device) + offset
     if seed.dtype != torch.int64 or seed.shape != image.shape[:1]:
         raise ValueError(f"seed is {seed.dtype} {tuple(seed.shape)}; give an int or int64 [{image.shape[0]}]")
     return seed

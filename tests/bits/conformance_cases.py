@@ -108,6 +108,22 @@ def case_feed_keeps_dtypes(env: Environment, folder: Path) -> None:
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
 
 
+def case_pinned_memory_is_fed_like_any(env: Environment, folder: Path) -> None:
+    """The loader's way: memory that is pinned once, and written again when its tensors are gone."""
+    memory = torch.zeros(4, GLOBAL_BATCH, 3, dtype=torch.uint8)
+    unpin = env.pin(memory)
+    found = []
+    for number in range(12):
+        slot = memory[number % 4].fill_(number)
+        found.append(env.feed({"image": slot})["image"].clone())
+        if number % 4 == 3:  # on a device, copies that are under way
+            env.cut()
+            env.later({"image": found[-1]}, lambda host: None)
+            env.flush()
+    assert [int(host(env, image).float().mean()) for image in found] == list(range(12))
+    unpin()
+
+
 def case_autocast_is_really_bf16(env: Environment, folder: Path) -> None:
     half = open_environment(sys.argv[1], precision="bf16", num_devices=env.num_devices)
     a = torch.randn(GLOBAL_BATCH, 64, generator=torch.Generator().manual_seed(0))

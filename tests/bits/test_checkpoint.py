@@ -222,6 +222,7 @@ def test_prune_never_deletes_what_was_just_written(tmp_path: Path) -> None:
 def test_prune_removes_what_a_killed_write_left(tmp_path: Path) -> None:
     save(tmp_path, 3)
     (tmp_path / ".step-00000006.pt.4711.part").write_bytes(b"half")
+    (tmp_path / ".best.pt.4711.part").write_bytes(b"half")
     (tmp_path / "mine.part").write_bytes(b"not ours")
     prune_checkpoints(tmp_path, 2, newest=3)
     assert names(tmp_path) == ["mine.part", "step-00000003.json", "step-00000003.pt"]

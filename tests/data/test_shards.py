@@ -4,6 +4,7 @@ see."""
 import gc
 import io
 import os
+import shutil
 import tarfile
 import warnings
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_natural_order() -> None:
     assert sorted(["10", "9", "a10", "a9", "B", "01"], key=natural_key) == ["01", "9", "10", "B", "a9", "a10"]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".DS_Store", "really_text.jpg", "empty.png"])
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "really_text.jpg", "empty.png"])
 def test_make_names_files_that_are_no_images(tree: Path, tmp_path: Path, name: str) -> None:
     (tree / "train" / "3" / name).write_bytes(b"" if name == "empty.png" else b"hello")
     with pytest.raises(ValueError, match=rf"1 files .* not JPEG, PNG or WebP images: 3/{name}"):
@@ -174,9 +175,50 @@ def test_source_refusals(tree: Path) -> None:
     with pytest.raises(ValueError, match="12 is empty"):
         list_images(tree, split="train")
     (tree / "train" / "12").rmdir()
-    (tree / "train" / "readme.md").write_text("x")
-    with pytest.raises(ValueError, match=r"files beside its class folders: readme.md"):
+    (tree / "train" / "notes.md").write_text("x")
+    with pytest.raises(ValueError, match=r"files beside its class folders: notes.md"):
         list_images(tree, split="train")
+
+
+def test_the_systems_own_files_are_counted_and_left(tree: Path) -> None:
+    """And a README beside the class folders, as ImageNet-A and -R come with."""
+    for place in (tree / "train", tree / "train" / "3"):
+        for name in (".DS_Store", "Thumbs.db", "._0.JPEG", "desktop.ini"):
+            (place / name).write_bytes(b"x")
+    (tree / "train" / ".cache").mkdir()
+    (tree / "train" / "README.txt").write_text("x")
+    source = list_images(tree, split="train")
+    assert (len(source.images), source.num_ignored) == (36, 9)
+
+
+def test_numbered_folders_mean_places_in_the_class_list(tree: Path, tmp_path: Path) -> None:
+    """ImageNet-V2: folders 0 to 999, which sort as numbers, and keys named after classes."""
+    shutil.rmtree(tree / "train" / "7")
+    with pytest.raises(
+        ValueError, match=r"train has folders 0 to 11, but 7 missing; unpack it again, or give"
+    ):
+        list_images(tree, split="train")
+    wnids = [f"n{number:08d}" for number in range(90, 102)]
+    source = list_images(tree, split="train", classes=wnids)
+    assert source.classes == tuple(wnids)
+    assert {(image.name.split("/")[0], image.label) for image in source.images} == {
+        (wnid, label) for label, wnid in enumerate(wnids) if label != 7
+    }
+    index = make(tree, tmp_path / "s", split="train", classes=wnids)
+    assert index.name(0).startswith("n00000")
+    assert (index.num_samples, len(index.classes), source.num_found) == (33, 12, 11)
+
+
+def test_a_folder_named_like_the_split_is_a_class_where_asked(tmp_path: Path) -> None:
+    """ImageNet-C's gaussian_noise/3 packed as split 3 is not its class folder 3."""
+    write_tree(tmp_path / "t")
+    (tmp_path / "t" / "train").rename(tmp_path / "3")
+    assert make(tmp_path / "3", tmp_path / "s", split="3", descend=False).num_samples == 36
+
+
+def test_headers_alone_give_the_same_shards(tree: Path, shards: Path, tmp_path: Path) -> None:
+    make(tree, tmp_path / "quick", split="train", samples_per_shard=10, decode=False)
+    assert listing(tmp_path / "quick") == listing(shards)
 
 
 def test_a_class_list_keeps_labels_when_classes_are_missing(tree: Path) -> None:
@@ -239,8 +281,8 @@ def test_index_existing_reads_webdataset_writers_shards(tmp_path: Path) -> None:
         ({"a.jpg": encode(0)}, "key 'a' has no label"),
         ({"a.cls": b"0"}, "key 'a' has no image"),
         ({"a.jpg": encode(0), "a.png": encode(0, "PNG"), "a.cls": b"0"}, "key 'a' has two images"),
-        ({"a.jpg": encode(0), "a.cls": b"cat"}, "label b'cat' is not a whole number"),
-        ({"a.jpg": encode(0), "a.cls": b"-1"}, "label b'-1' is not a whole number"),
+        ({"a.jpg": encode(0), "a.cls": b"cat"}, "label 'cat' is not a whole number"),
+        ({"a.jpg": encode(0), "a.cls": b"-1"}, "label '-1' is not a whole number"),
         ({"a.jpg": b"hello", "a.cls": b"0"}, "key 'a': the 5 bytes .* are not a JPEG"),
         ({"a.jpg": b"", "a.cls": b"0"}, "key 'a': the 0 bytes"),
         ({"a.txt": b"0"}, "holds no samples"),

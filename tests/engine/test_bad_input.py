@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bits.checkpoint import load_checkpoint
+from bits.checkpoint import latest_checkpoint, load_checkpoint
 from data.index import INDEX_FILE, RECORD, load_index
 from data.shards import index_existing, make
 from data.tar import Writer
@@ -133,10 +133,10 @@ def test_bytes_that_differ_from_the_index(world: Path, capfd: pytest.CaptureFixt
         flip_byte(index.root / shard.name, int(index.records(number)["offset"][0]) + 100)
     code = main(["train", str(world / "recipe.yaml"), "--output", str(world / "new")], CPU, program="p")
     err = capfd.readouterr().err
-    assert code == 2
+    assert code == 3
     assert re.search(r"error: bad sample '.*' in shard train-.*tar: .*crc32.*; run `shards verify`", err)
     assert "Traceback" not in err
-    assert json.loads((world / "new" / "exit.json").read_text()) == {"exit_code": 2}
+    assert json.loads((world / "new" / "exit.json").read_text()) == {"exit_code": 3}
     assert read_log(world / "new" / "log.jsonl")[-1]["event"] == "error"
 
 
@@ -182,7 +182,7 @@ def test_member_that_is_no_image(world: Path, refused: Refusal, capfd: pytest.Ca
     rewrite_records(world / "shards" / "train", change)
     code = main(["train", str(world / "recipe.yaml"), "--output", str(world / "new")], CPU, program="p")
     err = capfd.readouterr().err
-    assert code == 2
+    assert code == 3
     assert re.search(r"\nerror: bad sample '.*' in shard train-000000\.tar: .* not a JPEG, PNG", err), err
     assert "Traceback" not in err
 
@@ -227,6 +227,26 @@ def test_resume_from_another_run_keeps_its_start(world: Path) -> None:
     for _ in range(2):  # the same command once more goes on from the new run
         assert main(words, CPU, program="p") == 0
         assert [path.name for path in (world / "new" / "checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+
+
+@pytest.mark.parametrize("written", [("checkpoints",), ("checkpoints", "recipe.yaml", "environment.json")])
+def test_a_start_from_another_run_that_was_killed_begins_anew(world: Path, written: tuple[str, ...]) -> None:
+    """Between the state it takes over, its recipe and its first log entry: the same command goes on."""
+    words = ["train", str(world / "recipe.yaml"), "--resume", str(world / "run"), "--output"]
+    assert main([*words, str(world / "new")], CPU, program="p") == 0
+    for path in (world / "new").iterdir():
+        if path.name not in written:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main([*words, str(world / "new")], CPU, program="p") == 0
+    assert (world / "new/exit.json").exists()
+
+
+def test_a_torn_state_of_a_killed_start_is_written_again(world: Path) -> None:
+    (world / "new/checkpoints").mkdir(parents=True)
+    (world / "new/checkpoints/step-00000006.pt").write_bytes(b"of something else")
+    words = ["train", str(world / "recipe.yaml"), "--resume", str(world / "run"), "--output"]
+    assert main([*words, str(world / "new")], CPU, program="p") == 0
+    assert latest_checkpoint(world / "new/checkpoints") is not None
 
 
 def test_odd_batch_per_process_with_mixing(world: Path, launch: Any) -> None:

@@ -213,7 +213,7 @@ def test_batch_that_three_devices_cannot_share(launch, recipe: Path, tmp_path: P
 
 
 def test_a_bad_sample_of_one_process_is_one_line(launch, recipe: Path, digits: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Rank 1 meets it; what that does to rank 0's next collective is nobody's business."""
+    """Rank 1 meets it, and all of them agree that it is one too many."""
     shutil.copytree(digits / "train", tmp_path / "train")
     index = load_index(tmp_path / "train")
     second_batch_of_rank_1 = permutation(index.num_samples, seed=0, epoch=0)[64 + 32 : 128]
@@ -222,9 +222,9 @@ def test_a_bad_sample_of_one_process_is_one_line(launch, recipe: Path, digits: P
     with (index.root / index.shards[shard].name).open("r+b") as file:
         file.seek(int(index.record(key)["offset"]) + 40)
         file.write(b"\0\0\0\0")
-    words = ("train", recipe, f"data.train={index.root}", "--output", tmp_path / "run")
+    words = ("train", recipe, f"data.train={index.root}", "data.max_bad=0", "--output", tmp_path / "run")
     done = launch("gpu", "--cpu", "--num-processes", "2", *words)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if not re.match(r"started: |step ", line)]
     assert len(errors) == 1, done.stderr
     assert f"bad sample '{index.name(key)}' in shard {index.shards[shard].name}" in errors[0]

@@ -4,12 +4,16 @@ import contextlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from data.bad import BadSample
+from data.index import load_index
 from engine import verb_train
+from engine.bad_images import BadImages
 from engine.cli import Launch, parse
 from engine.log import RunLog, read_log
 from engine.stop import Stopped
@@ -107,6 +111,10 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
             arguments = parse([*words, "--output", str(folder / name)], "p")
             with contextlib.suppress(ValueError):
                 verb_train.run(arguments, Launch(backend="cpu"))
+    bad = BadImages(load_index(few_digits), max_share=0.5)
+    bad.note([BadSample("torn", shard="train-000000.tar", key="7/1", position=3)])
+    environment: Any = SimpleNamespace(world_size=1, agree=lambda value: value)
+    bad.report(environment, RunLog(folder / "error/log.jsonl"), 1)
     return [entry for name in ("run", "stop", "error") for entry in read_log(folder / name / "log.jsonl")]
 
 

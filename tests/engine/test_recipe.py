@@ -219,6 +219,9 @@ def test_refusals(adversarial: Path, override: str, fragments: list[str]) -> Non
 @pytest.mark.parametrize(
     ("overrides", "fragment"),
     [
+        (["data.decode=scaled", "data.resampler=pillow"], "use decode=full or resampler=torch"),
+        (["data.decode=scaled", "data.repeats=3"], "each crop would decode its image again"),
+        (["data.repeats=0"], "data.repeats is 0"),
         (["optim.scale_all_lr=true"], "lr_base_batch is null"),
         (["optim.name=sgd", "optim.momentum=0"], "nesterov=false"),
         (["objective.warmup={eps: [[0, 0]]}"], "objective.warmup.eps"),
@@ -228,6 +231,12 @@ def test_refusals(adversarial: Path, override: str, fragments: list[str]) -> Non
 )
 def test_refusals_of_a_clean_recipe(clean: Path, overrides: list[str], fragment: str) -> None:
     assert fragment in refusal(clean, *overrides)
+
+
+def test_a_suite_called_like_the_results_of_an_average(clean: Path) -> None:
+    entries = "evals=[{suite: clean}, {suite: clean-ema, data: shards/x}]"
+    load_recipe(clean, [entries, "data.val=shards/val"])
+    assert "two entries named clean-ema" in refusal(clean, entries, "data.val=shards/val", "optim.ema=0.9")
 
 
 def test_refusals_of_files(tmp_path: Path) -> None:

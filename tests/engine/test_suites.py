@@ -23,6 +23,7 @@ from engine.build import build_model
 from engine.cli import Launch, main
 from engine.folder import RunFolder
 from engine.ledger import read_ledger
+from engine.log import read_log
 from engine.recipe import load_recipe
 from engine.subject import find_weights
 from engine.suites import locate, open_eval_set
@@ -246,6 +247,16 @@ def test_an_exported_file_is_judged_like_its_run(world: Path, tmp_path: Path) ->
     assert result == results(world / "run")["clean-ema"]
     assert run("attack", file, "--eps", "16/255", "--steps", "2", "--data", world / "shards/val") == 0
     assert set(results(tmp_path / "model")) == {"clean-ema", "pgd2_linf16-ema"}
+
+
+def test_a_second_result_of_a_name_is_logged_as_its_file_is_called(world: Path, tmp_path: Path) -> None:
+    for shards in ("val", "dark"):
+        words = ("--suite", "clean", "--data", world / "shards" / shards, "--output", tmp_path / "out")
+        assert run("eval", world / "run", *words) == 0
+    logged = [str(entry["name"]) for entry in read_log(tmp_path / "out/log.jsonl")]
+    assert logged[0] == "clean"
+    assert set(logged) == set(results(tmp_path / "out"))
+    assert len(set(logged)) == 2
 
 
 def test_an_exported_file_needs_images_and_has_one_kind_of_weights(

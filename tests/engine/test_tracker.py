@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -110,6 +111,29 @@ def test_the_warm_up_is_that_of_the_update(finished: Path) -> None:
     reports = [entry for entry in read_log(finished / "log.jsonl") if entry["event"] == "train"]
     assert [entry["magnitude"] for entry in reports] == [1.0] * 8 + [9.0] * 4
     assert [round(entry["eps"] * 255) for entry in reports] == [4] * 8 + [16] * 4
+
+
+def test_an_evaluation_is_no_training_time(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any) -> list[dict[str, Any]]:
+        time.sleep(1.0)
+        return []
+
+    monkeypatch.setattr(verb_train, "measure", slow)
+    reports = [entry for entry in train(recipe, tmp_path / "run") if entry["event"] == "train"]
+    behind = [r["step_s"] for r in reports if r["step"] in (UPDATES_PER_EPOCH + 1, 2 * UPDATES_PER_EPOCH + 1)]
+    assert len(behind) == 2
+    assert max(behind) < 0.8
+
+
+def test_the_exit_code_is_written_before_trackers_are_waited_for(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(Trackers, "close", lambda *_: seen.append((tmp_path / "run/exit.json").exists()))
+    train(recipe, tmp_path / "run", "run.max_steps=1", "evals=[]")
+    assert seen[0]
 
 
 def test_pictures_at_the_first_report_and_then_once_an_epoch(finished: Path) -> None:

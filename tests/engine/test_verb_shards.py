@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from data import shards
+from data import journal, shards
+from data.adain import StyleTransfer
 from data.index import INDEX_FILE, load_index
 from data.suite import found_suites, list_suites
 from engine.cli import Launch, main
@@ -111,11 +113,10 @@ with mock.patch({target!r}, fatal):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert found_suites(tmp_path / "s") == ["a"]
     (left,) = (path for path in (tmp_path / "s").iterdir() if path.name != "a")
-    assert left.name.startswith(".b2.partial-")
+    assert left.name == ".b2.partial"
     code, out, _ = run(*words)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["reusing", "packed", "packed"]
-    shutil.rmtree(left)
     run("shards", "make", sets, tmp_path / "whole", "--each")
     assert content(tmp_path / "s") == content(tmp_path / "whole")
 
@@ -211,13 +212,191 @@ def test_bad_input_of_each(sets: Path, tmp_path: Path, run: Run) -> None:
     refused("make", sets, new, "--each", says="new/a is a file; give a folder that does not exist yet")
 
 
+def test_a_tree_of_corruptions_and_severities(tmp_path: Path, run: Run) -> None:
+    """ImageNet-C: each CORRUPTION/SEVERITY is a folder of shards, and keys pair with those of val."""
+    write_folder(tmp_path / "sets" / "val", num_classes=4)
+    for severity, name in enumerate(("noise", "noise", "blur"), 1):
+        write_folder(tmp_path / "sets" / "c" / name / str(severity), seed=severity, num_classes=4)
+    code, _, err = run("shards", "make", tmp_path / "sets" / "c", tmp_path / "s" / "c", "--each")
+    assert code == 2
+    assert re.search(r"expected .*c/NAME/CLASS/IMAGE; --depth 2 finds some", err)
+    assert run("shards", "make", tmp_path / "sets", tmp_path / "all", "--each")[0] == 0
+    for first in ("packed", "reusing"):
+        words = ("--each", "--depth", "2", "--json", tmp_path / "r.json")
+        code, out, err = run("shards", "make", tmp_path / "sets" / "c", tmp_path / "s" / "c", *words)
+        assert (code, err) == (0, "")
+        assert [line.split()[0] for line in out.splitlines()] == [first] * 3
+    facts = json.loads((tmp_path / "r.json").read_text())["folders"]
+    assert {name: (info["dataset"], info["split"]) for name, info in facts.items()} == {
+        "blur/3": ("blur/3", "blur-3"),
+        "noise/1": ("noise/1", "noise-1"),
+        "noise/2": ("noise/2", "noise-2"),
+    }
+    keys = [
+        {index.name(key) for key in range(index.num_samples)}
+        for index in map(load_index, (tmp_path / "all" / "val", tmp_path / "s" / "c" / "noise" / "2"))
+    ]
+    assert keys[0] == keys[1]
+    deep = tmp_path / "deep"
+    assert run("shards", "make", tmp_path / "sets", deep, "--each", "--depth", "3")[0] == 0
+    found = sorted(path.parent.relative_to(deep).as_posix() for path in deep.rglob(INDEX_FILE))
+    assert found == ["c/blur/3", "c/noise/1", "c/noise/2", "val"]
+
+
+def test_a_subset_of_classes_takes_the_labels_of_the_whole(tmp_path: Path, run: Run) -> None:
+    write_folder(tmp_path / "val", num_classes=4)
+    assert run("shards", "make", tmp_path / "val", tmp_path / "s" / "val")[0] == 0
+    few = write_folder(tmp_path / "few", num_classes=4)
+    shutil.rmtree(few / "class1")
+    (tmp_path / "list.txt").write_text("".join(f"class{n}\n" for n in range(4)))
+    for given in (tmp_path / "s" / "val", tmp_path / "list.txt"):
+        target = tmp_path / f"s-{given.name}"
+        code, out, err = run("shards", "make", few, target, "--classes", given)
+        assert code == 0
+        assert err == f"{few}: images of 3 of 4 classes\n"
+        assert re.search(r"^per class +4 images, 1 classes have none$", out, re.M)
+        index = load_index(target)
+        assert set(index.labels().tolist()) == {0, 2, 3}
+        assert index.classes == load_index(tmp_path / "s" / "val").classes
+    (tmp_path / "each").mkdir()
+    few.rename(tmp_path / "each" / "few")
+    words = ("--each", "--classes", tmp_path / "list.txt")
+    for first in ("packed", "reusing"):
+        assert run("shards", "make", tmp_path / "each", tmp_path / "e", *words)[1].startswith(first)
+    (tmp_path / "list.txt").write_text("class0\nclass2\n")
+    code, _, err = run("shards", "make", tmp_path / "each" / "few", tmp_path / "x", *words[1:])
+    assert code == 2
+    assert re.search(r"few has 1 folders that are not in the class list: class3; move them away", err)
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
+    """A real one, to the process that works: whole shards stay, and the same command goes on."""
+    write_folder(tmp_path / "many", num_classes=10)
+    program = """
+import os, signal, sys
+from data import shards
+from engine.cli import Launch, main
+real, count = shards.to_row, 0
+def interrupted(*args, **named):
+    global count
+    count += 1
+    if count == 25:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(*args, **named)
+shards.to_row = interrupted
+sys.exit(main(sys.argv[1:], Launch(backend="cpu"), program="p"))
+"""
+    words = ["shards", "make", str(tmp_path / "many"), str(tmp_path / "s"), "--samples-per-shard", "10"]
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == (
+        "interrupted: 2 of 4 shards are whole and stay in .s.partial; the same command goes on from there\n"
+    )
+    command[2] = program.replace("count == 25", "False")
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "going on: 2 of 4 shards are there already\n"
+    assert load_index(tmp_path / "s").num_samples == 40
+
+
+def test_verify_says_what_it_read(sets: Path, tmp_path: Path, run: Run) -> None:
+    run("shards", "make", sets / "a", tmp_path / "s")
+    _, out, _ = run("shards", "verify", tmp_path / "s")
+    assert out == f"{tmp_path / 's'}: 12 samples in 1 shards, read and decoded 12 of them, 0 problems\n"
+    _, out, _ = run("shards", "verify", tmp_path / "s", "--quick", "--json", tmp_path / "r.json")
+    assert out == f"{tmp_path / 's'}: 12 samples in 1 shards, read 12 of them, 0 problems\n"
+    assert json.loads((tmp_path / "r.json").read_text()) == {"exit_code": 0, "problems": [], "num_read": 12}
+    (tmp_path / "s" / "a-000000.tar").unlink()
+    code, out, _ = run("shards", "verify", tmp_path / "s", "--quick")
+    assert code == 2
+    assert out.splitlines()[0] == "problem: shard a-000000.tar: missing"
+    assert "read 0 of them, 1 problems" in out
+
+
+def test_info_describes_the_images(sets: Path, tmp_path: Path, run: Run) -> None:
+    run("shards", "make", sets / "a", tmp_path / "s")
+    code, out, _ = run("shards", "info", tmp_path / "s", "--json", tmp_path / "r.json")
+    assert code == 0
+    for line in (r"per class +4 images", r"width +8 px", r"formats +12 PNG", r"flags +none"):
+        assert re.search(rf"^{line}$", out, re.M), out
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert facts["images_per_class"] == {"min": 4, "median": 4.0, "max": 4}
+    assert facts["height"] == {"min": 8, "median": 8.0, "max": 8}
+
+
+def test_index_of_hub_shards(sets: Path, tmp_path: Path, run: Run) -> None:
+    run("shards", "make", sets / "a", tmp_path / "hub")
+    for path in (tmp_path / "hub").iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    (tmp_path / "list.txt").write_text("x\ny\nz\n")
+    words = ("--classes", tmp_path / "list.txt", "--split", "val")
+    code, out, err = run("shards", "index", tmp_path / "hub", tmp_path / "i", *words)
+    assert (code, err) == (0, "")
+    assert re.search(r"^split +val$", out, re.M)
+    assert load_index(tmp_path / "i").classes == ("x", "y", "z")
+    assert len(list((tmp_path / "hub").iterdir())) == 1
+
+
+def test_stylize_in_both_ways(sets: Path, tmp_path: Path, run: Run) -> None:
+    run("shards", "make", sets / "a", tmp_path / "a")
+    code, out, err = run("shards", "stylize", tmp_path / "a", tmp_path / "t", "--textures", "3")
+    assert (code, err) == (0, "")
+    assert re.search(r"^dataset +a, bands matched to 3 generated textures \(no AdaIN\), seed 0$", out, re.M)
+    torch.manual_seed(0)
+    network = StyleTransfer()
+    (tmp_path / "w").mkdir()
+    torch.save(network.encoder.state_dict(), tmp_path / "w" / "vgg_normalised.pth")
+    torch.save(network.decoder.state_dict(), tmp_path / "w" / "decoder.pth")
+    write_folder(tmp_path / "paintings", num_classes=1)
+    words = ("--paintings", tmp_path / "paintings", "--weights", tmp_path / "w", "--size", "16")
+    code, _, err = run("shards", "stylize", tmp_path / "a", tmp_path / "s", *words)
+    assert code == 2
+    assert "20 paintings in a row are no images of at least 16x16" in err
+    for number in range(4):
+        Image.new("RGB", (30, 20), (200, 30, 60 * number)).save(tmp_path / f"paintings/large{number}.png")
+    code, out, err = run("shards", "stylize", tmp_path / "a", tmp_path / "s", *words)
+    assert (code, err) == (0, "")
+    assert re.search(r"^dataset +a, AdaIN in the styles of 8 paintings, seed 0$", out, re.M)
+    hashes = {load_index(tmp_path / name).description.key_hash for name in "ast"}
+    assert len(hashes) == 1, "all have the same keys"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("make {a} {new} --depth 2", "--depth 2 says how deep --each looks; add --each, or drop it"),
+        ("make {sets} {new} --each --depth 0", "--depth 0 must be at least 1"),
+        ("info {a} --classes x", "--classes is a flag of shards make and index; drop it"),
+        ("make {a} {new} --classes {new}", "no class list .*; give a text file with one class a line"),
+        ("make {a} {new} --quick", "--quick is a flag of shards verify; drop it"),
+        ("make {a} {new} --textures 2", "--textures is a flag of shards stylize; drop it"),
+        ("make {a} {new} --allow-no-eof", "--allow-no-eof is a flag of shards index; drop it"),
+        ("stylize {a} {new}", "needs --paintings DIR and --weights DIR .* or --textures N"),
+        ("stylize {a} {new} --textures 0", "--textures 0 must be at least 1"),
+        ("stylize {a} {new} --textures 2 --paintings x", "--textures needs no --paintings"),
+        ("stylize {a} {new} --textures 2", "no index.json in"),
+        ("stylize {a} {new} --paintings {sets} --weights {sets}", "no vgg_normalised.pth in"),
+        ("index {a} {new} {new}", "shards index takes DST; 3 paths were given"),
+    ],
+)
+def test_flags_that_do_not_fit(sets: Path, tmp_path: Path, run: Run, words: str, says: str) -> None:
+    before = content(tmp_path)
+    filled = words.format(a=sets / "a", sets=sets, new=tmp_path / "new")
+    code, out, err = run("shards", *filled.split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert re.search(says, err), err
+    assert content(tmp_path) == before
+
+
 def test_few_images_are_packed_without_helper_processes(
     sets: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would take two seconds to start; where there is more to do than that, they come."""
     asked: list[int] = []
-    real = shards.map_shards
-    monkeypatch.setattr(shards, "map_shards", lambda f, tasks, n: asked.append(n) or real(f, tasks, 0))
+    real = journal.shard_workers
+    monkeypatch.setattr(journal, "shard_workers", lambda n: asked.append(n) or real(0))
     words = ("shards", "make", sets / "a")
     run(*words, tmp_path / "1", "--samples-per-shard", "4")
     run(*words, tmp_path / "2", "--samples-per-shard", "4", "--workers", "3")

@@ -417,6 +417,13 @@ def test_bad_settings_are_one_line(change: dict[str, Any], message: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**62, 2**64 - 1])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    image, label, _ = linear_batch()
+    result = pgd(Linear2(), image, label, **{**GOOD, "seed": seed})
+    assert torch.isfinite(result.adversarial).all()
+
+
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
