@@ -5,6 +5,7 @@ shards again. The fp16 scaler is torch's own, because attacks call the plain mod
 wrapper would not cover.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -238,4 +239,12 @@ class AcceleratedEnvironment:
     def close(self) -> None:
         self.flush()
         if self.world_size > 1 and dist.is_initialized():
+            for wrapped in self._wrapped.values():
+                _keep_for_ever(wrapped)
             dist.destroy_process_group()
+
+
+def _keep_for_ever(module: nn.Module) -> None:
+    """Freeing DDP frees its process group, which joins a gloo thread while Python's lock is held; that thread may be
+    waiting for the lock to free a tensor (seen with torch 2.9: a rank that never ended). The process ends soon."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))

@@ -6,7 +6,9 @@ A damaged structure (a shard that is missing, short or another one) ends a run a
 from collections.abc import Iterator
 from typing import Final
 
-MAX_TRIES: Final = 100  # stand-ins that are tried for one sample: if none of so many can be used, the data is lost
+MAX_TRIES: Final = (
+    100  # stand-ins that are tried for one sample: if none of so many can be used, the data is lost
+)
 
 
 class BadSample(ValueError):

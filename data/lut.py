@@ -83,6 +83,6 @@ def divide(number: Tensor, divisor: Tensor) -> Tensor:
 
 
 def corrected(quotient: Tensor, number: Tensor, divisor: Tensor) -> Tensor:
-    """A quotient that may be off by one, put right by its remainder: accelerators need not round a division correctly."""
+    """A quotient that may be off by one, put right by its remainder: accelerators may round a division otherwise."""
     rest = number - quotient * divisor
     return quotient + (rest >= divisor).to(number.dtype) - (rest < 0).to(number.dtype)

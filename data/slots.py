@@ -147,7 +147,7 @@ class Slots:
             return batch
         memory = self._memory(slot)  # all views of it have it for their base, and live no longer
         self._lent.add(slot)
-        weakref.finalize(memory, self._return, slot).atexit = False
+        weakref.finalize(memory, self._return, slot).atexit = False  # type: ignore[misc]
         return as_batch(arrays_in(memory, self.shape))
 
     def _return(self, slot: int) -> None:
