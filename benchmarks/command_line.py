@@ -2,8 +2,8 @@
 
     python benchmarks/command_line.py [--repeats 5]
 
-The report needs the runs that `make quickstart` leaves. The verbs take turns (A B C A B C), so that a busy moment of the
-machine falls on all of them.
+The report needs the runs that `make quickstart` leaves. The verbs take turns (A B C A B C), so that a busy moment
+of the machine falls on all of them.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The clock tells waiting for data from stepping: with a time that only the test moves."""
 
+import contextlib
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
@@ -61,11 +61,9 @@ def test_a_pause_is_no_time_of_training(fake: Time) -> None:
     batches = clock.timed(slow_batches(fake, 2))
     next(batches)
     fake.pass_(1.0)
-    with clock.paused():
-        fake.pass_(600.0)  # an evaluation
-    with suppress(KeyError), clock.paused():
-        fake.pass_(600.0)
-        raise KeyError  # it may be stopped
+    with contextlib.suppress(KeyError), clock.paused():
+        fake.pass_(600.0)  # an evaluation, which may be stopped
+        raise KeyError
     next(batches)
     fake.pass_(1.0)
     lap = clock.lap()
