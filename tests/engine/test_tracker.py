@@ -204,6 +204,7 @@ def test_nothing_shows_twice_when_a_run_begins_anew(recipe: Path, finished: Path
     train(recipe, run, "run.max_steps=3", "run.checkpoint_every=100", "evals=[]")
     for path in (run / "checkpoints").iterdir():
         path.unlink()
+    time.sleep(1.0)  # TensorBoard reads files in the order of their names, which begin with the second
     entries = train(recipe, run)
     assert (entries[0]["resumed"], entries[0]["step"]) == (False, 0)
     assert scalars(run, "train/loss") == scalars(finished, "train/loss")
