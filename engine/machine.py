@@ -13,7 +13,6 @@ from engine.launch import check_packages, check_torch_xla
 
 ROOT = Path(__file__).parents[1]
 GIB = 1 << 30
-SHM_WANTED = 1 * GIB
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 OLD_XLA = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16", "XLA_USE_FP16", "XLA_DOWNCAST_FP16")
 TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -40,25 +39,9 @@ def look_at_machine() -> list[Finding]:
 
 
 def look_at_storage(run_folder: Path) -> list[Finding]:
-    """Free space where the run would be written, and shared memory for loader workers."""
+    """Free space where the run would be written."""
     place = nearest_folder(run_folder)
-    found = [Finding("storage", "disk", f"{shutil.disk_usage(place).free / GIB:.1f} GiB free at {place}")]
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        size = shutil.disk_usage(shared).total
-        text = f"{size / GIB:.2f} GiB at {shared}, for batches of loader workers"
-        if size < SHM_WANTED:
-            found.append(
-                Finding(
-                    "storage",
-                    "shared memory",
-                    f"{text}: small; start the container with --shm-size=8g, or set data.num_workers=0",
-                    "advice",
-                )
-            )
-        else:
-            found.append(Finding("storage", "shared memory", text))
-    return found
+    return [Finding("storage", "disk", f"{shutil.disk_usage(place).free / GIB:.1f} GiB free at {place}")]
 
 
 def nearest_folder(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from bits.processor import has_bf16
+from data.native import SWITCH, native_parts
 from engine.cli import Launch
 from engine.finding import Finding
 from engine.installed import version
@@ -55,6 +56,24 @@ def backend_of(launch: Launch) -> tuple[str, str]:
     if torch.cuda.is_available():
         return "cuda", f"{torch.cuda.device_count()} CUDA devices are visible; --cpu would stay off them"
     return "cpu", f"CUDA: {_no_cuda()}"
+
+
+def look_at_decoding() -> Finding:
+    """Whether the loader's optional C modules are used; pixels are equal without them."""
+    missing = [name for name, there in native_parts().items() if not there]
+    if not missing:
+        return Finding(
+            "devices", "image loading", "JPEG regions and resize in C, equal to Pillow in a test just made"
+        )
+    if os.environ.get(SWITCH) == "0":
+        return Finding(
+            "devices", "image loading", f"without the C modules, as {SWITCH}=0 asks: slower, equal pixels"
+        )
+    text = (
+        f"without the C modules for {' and '.join(missing)}: equal pixels, up to twice the processor time; install a C "
+        "compiler and libjpeg-turbo's headers (libjpeg-turbo8-dev, libjpeg62-turbo-dev), then `pip install -e .`"
+    )
+    return Finding("devices", "image loading", text, "advice")
 
 
 def look_ahead(launch: Launch) -> list[Finding]:

@@ -63,6 +63,7 @@ def examine(launch: Launch, recipe: Recipe | None, *, with_self_test: bool) -> I
         return
     outlook = import_module("engine.outlook")
     yield from outlook.look_at_devices()
+    yield outlook.look_at_decoding()
     yield from outlook.look_ahead(launch)
     if recipe is not None:
         yield from import_module("engine.recipe_check").check_recipe(recipe, launch, folder)

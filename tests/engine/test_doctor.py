@@ -199,15 +199,22 @@ def test_container_quota(files: dict[str, str], cores: float | None, monkeypatch
     assert usable_cores() == (16 if cores is None else int(cores))
 
 
-def test_little_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(engine.machine.shutil, "disk_usage", lambda path: usage._replace(total=64 << 20))
-    if not Path("/dev/shm").is_dir():
-        pytest.skip("no /dev/shm on this system")
-    found = {f.name: f for f in look_at_storage(tmp_path / "not" / "yet" / "there")}
-    assert found["shared memory"].state == "advice"
-    assert "0.06 GiB at /dev/shm" in found["shared memory"].text
-    assert found["disk"].text.endswith(f"at {tmp_path}")
+def test_free_space_where_the_run_would_be(tmp_path: Path) -> None:
+    [found] = look_at_storage(tmp_path / "not" / "yet" / "there")
+    assert found.text.endswith(f"GiB free at {tmp_path}")
+
+
+def test_image_loading_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"JPEG regions": False, "resize": True}
+    monkeypatch.setattr(engine.outlook, "native_parts", lambda: parts)
+    monkeypatch.delenv("ROBUST_BITS_NATIVE", raising=False)
+    found = engine.outlook.look_at_decoding()
+    assert found.state == "advice"
+    assert "for JPEG regions:" in found.text
+    monkeypatch.setenv("ROBUST_BITS_NATIVE", "0")
+    assert engine.outlook.look_at_decoding().state == ""
+    parts["JPEG regions"] = True
+    assert "equal to Pillow" in engine.outlook.look_at_decoding().text
 
 
 def test_traps() -> None:
