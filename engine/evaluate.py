@@ -26,8 +26,8 @@ from data.transform import EvalTransform
 from data.verify import key_hash
 from engine.fields import AttackEval, SuiteEval
 from engine.ledger import Ledger, LedgerWriter, Verdict, read_ledger, wilson_interval
-from engine.step import ATTACK_STREAM, build_pgd
 from engine.stop import Stopped
+from engine.training_attack import ATTACK_STREAM, build_pgd
 from engine.verdict import evaluation_id, judge
 
 CLEAN = "clean"

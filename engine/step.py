@@ -1,30 +1,25 @@
-"""The train step: mix, attack, forward, backward, update. Static shapes, no host read, a fixed set of graphs."""
+"""The train step: augment, mix, objective, backward, update. Static shapes, no host read, a fixed set of graphs."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bits.environment import Environment
 from bits.meters import Meters
-from bits.noise import noise
 from bits.state import TrainState
 from data.augment import NO_AUGMENT, DeviceAugment
-from data.batch import START, Batch
+from data.batch import Batch
 from data.mix import mix, smooth_one_hot
 from engine.build import build_augment, mix_settings
 from engine.fields import AttackSection
 from engine.knobs import Knobs
+from engine.objective import Inputs, Losses, Objective, ObjectiveSettings, make_objective
 from engine.optim import TensorLrOptimizer
 from engine.recipe import Recipe
-from robust.pgd import PGD, no_cut
-from robust.threat import THREATS
 
 METERS = ("loss", "top1")
-ATTACK_STREAM = 0x61747461636B  # "attack": keeps the attack's noise apart from other uses of a sample's seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +51,6 @@ def step_settings(recipe: Recipe, num_classes: int) -> StepSettings:
     )
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """-sum_c target log softmax(logits), float32, per sample: (N,K) and (N,K) -> (N,)."""
-    return -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
-
-
 @dataclass(slots=True)
 class TrainStep:
     """Calls on consecutive batches; every `accumulate`-th call updates the weights."""
@@ -73,27 +63,33 @@ class TrainStep:
     # Of the last batch, uint8 [1 or 2,n,3,H,W]: augmented and mixed, and as the attack left it. Made in every step,
     # also when nobody will look: an output that comes and goes would be another graph.
     preview: Tensor | None = field(default=None, init=False)
+    objective: Objective = field(init=False)
     _micro: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        settings = ObjectiveSettings(mixing=self.settings.mixing, attack=self.settings.attack)
+        self.objective = make_objective(settings, self.env, self.state.model)
 
     def __call__(self, batch: Batch, knobs: Knobs) -> bool:
         """One batch on the device. True when it ended an update (accumulation complete)."""
         image, target = self._inputs(batch)
-        shown = [self._shown(image)]
-        if self.settings.attack is not None:
-            image = self._attack(self.settings.attack, image, batch, target, knobs)
-            shown.append(self._shown(image))
-        self.preview = torch.stack(shown) if self.settings.preview else None
         self._micro += 1
-        if self._micro < self.settings.accumulate:
-            with self.env.accumulating(self.forward):
-                self._backward(image, target, batch)
-            self.env.cut()
-            return False
-        self._backward(image, target, batch)
-        self._update(knobs)
-        self._micro = 0
+        is_inner = self._micro < self.settings.accumulate
+        with self.env.accumulating(self.forward) if is_inner else nullcontext():
+            losses = self.objective(self.forward, Inputs(image, target, batch, knobs))
+            self.env.backward(losses.loss.mean() / self.settings.accumulate)
+        self._show(image, losses.attacked)
+        self._measure(losses, batch)
+        if not is_inner:
+            self._update(knobs)
+            self._micro = 0
         self.env.cut()
-        return True
+        return not is_inner
+
+    def _show(self, image: Tensor, attacked: Tensor | None) -> None:
+        if self.settings.preview:
+            shown = [image] if attacked is None else [image, attacked]
+            self.preview = torch.stack([self._shown(each) for each in shown])
 
     def _shown(self, image: Tensor) -> Tensor:
         """Bytes, because a slice would keep the whole batch in memory."""
@@ -108,43 +104,10 @@ class TrainStep:
             target = smooth_one_hot(label, num_classes=s.num_classes, smoothing=s.smoothing)
         return s.augment.after_mix(image, batch.draw, batch.seed), target
 
-    def _attack(
-        self, attack: AttackSection, image: Tensor, batch: Batch, target: Tensor, knobs: Knobs
-    ) -> Tensor:
-        """The adversarial batch. Hard labels unless mixing is on, without smoothing (Bai et al. 2021, code)."""
-        model = self.state.model
-        pgd = build_pgd(
-            self.env,
-            norm=attack.norm,
-            steps=attack.steps,
-            step_size=knobs["step_size"],
-            random_start=attack.random_start,
-            clean_prob=attack.clean_prob,
-        )
-        goal = target if self.settings.mixing else batch.label
-        # BatchNorm statistics must not see half-made adversarial images, and dropout would hide gradients.
-        model.train(attack.mode == "train")
-        # fp16 without a loss scale makes most gradients of a confident model zero (77 to 85 % on the quickstart's
-        # models with logits x5), and a zero gradient moves no pixel: there the attack runs in float32.
-        with nullcontext() if self.env.precision == "fp16" else self.env.autocast():
-            adversarial = pgd(
-                model,
-                image,
-                goal,
-                eps=knobs["eps"],
-                seed=batch.seed ^ ATTACK_STREAM,
-                start_u=batch.draw[:, START],
-            )
-        model.train()
-        return adversarial
-
-    def _backward(self, image: Tensor, target: Tensor, batch: Batch) -> None:
-        with self.env.autocast():
-            logits = self.forward(image)
-        losses = soft_cross_entropy(logits, target)
-        self.env.backward(losses.mean() / self.settings.accumulate)
-        hit = (logits.detach().argmax(dim=1) == batch.label).float()
-        self.meters.add_({"loss": losses.detach(), "top1": hit}, batch.mask)
+    def _measure(self, losses: Losses, batch: Batch) -> None:
+        hit = (losses.logits.detach().argmax(dim=1) == batch.label).float()
+        values = {name: value.detach() for name, value in losses.values.items()}
+        self.meters.add_({"loss": losses.loss.detach(), "top1": hit, **values}, batch.mask)
 
     def _update(self, knobs: Knobs) -> None:
         optimizer = self.state.optimizer
@@ -153,29 +116,3 @@ class TrainStep:
         self.env.apply(optimizer, self.state.model, clip_norm=self.settings.clip_norm)
         if self.state.ema is not None:
             self.state.ema.update_(self.state.model)
-
-
-def build_pgd(
-    env: Environment,
-    *,
-    norm: Literal["linf", "l2"],
-    steps: int,
-    step_size: Tensor | float,
-    random_start: bool,
-    clean_prob: float = 0.0,
-    restarts: int = 1,
-    best_iterate: bool = False,
-) -> PGD:
-    """PGD as a recipe describes it. Graphs are cut between attack steps when there are several, so that the
-    number of steps does not grow the graph; a single step stays in one graph with the update."""
-    return PGD(
-        threat=THREATS[norm],
-        steps=steps,
-        step_size=step_size,
-        noise=noise,
-        start="uniform" if random_start else "clean",
-        clean_prob=clean_prob,
-        restarts=restarts,
-        best_iterate=best_iterate,
-        cut=env.cut if steps > 1 or restarts > 1 else no_cut,
-    )

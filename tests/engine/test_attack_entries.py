@@ -15,7 +15,7 @@ from engine.cli import Launch, main
 from engine.fields import AttackEval
 from engine.ledger import Verdict, read_ledger
 from engine.recipe import Recipe, parse_recipe, resume_diff
-from engine.step import build_pgd
+from engine.training_attack import build_pgd
 from robust.pgd import no_cut
 from robust.threat import L2, Linf
 

@@ -28,8 +28,8 @@ from data.transform import EvalTransform
 from engine.evaluate import Evaluator
 from engine.fields import AttackEval, SuiteEval
 from engine.ledger import LedgerWriter, Verdict, read_ledger
-from engine.step import ATTACK_STREAM
 from engine.stop import Stopped
+from engine.training_attack import ATTACK_STREAM
 from engine.verdict import weights_hash
 from robust.pgd import pgd
 

@@ -16,8 +16,9 @@ from data.batch import LAM, NUM_DRAWS, START, Batch
 from data.mix import smooth_one_hot
 from engine.fields import AttackSection
 from engine.knobs import Knobs, pack_knobs
+from engine.objective import Adversarial, soft_cross_entropy
 from engine.optim import SGD
-from engine.step import METERS, StepSettings, TrainStep, soft_cross_entropy
+from engine.step import METERS, StepSettings, TrainStep
 from models.registry import create_model
 
 NUM_CLASSES = 5
@@ -93,9 +94,9 @@ def knobs(*, lr: float = 0.1, eps: float = EPS, step_size: float = EPS) -> Knobs
 
 
 def attacked(step: TrainStep, batch: Batch, values: Knobs) -> Tensor:
-    assert step.settings.attack is not None
+    assert isinstance(step.objective, Adversarial)
     image, target = step._inputs(batch)
-    return step._attack(step.settings.attack, image, batch, target, values)
+    return step.objective.attack(image, target if step.settings.mixing else batch.label, batch, values)
 
 
 # ---- passes
