@@ -25,14 +25,13 @@ from data.pool import STUCK_AFTER_S
 from data.transform import EvalTransform
 from data.verify import key_hash
 from engine.fields import AttackEval, SuiteEval
-from engine.ledger import Ledger, LedgerWriter, Verdict, read_ledger, wilson_interval
+from engine.ledger import Ledger, LedgerWriter, read_ledger, wilson_interval
+from engine.rows import CLEAN, UNREADABLE, effort_of, rows_of
 from engine.stop import Stopped
 from engine.training_attack import ATTACK_STREAM, build_pgd
 from engine.verdict import evaluation_id, judge
 
-CLEAN = "clean"
 PRECISION = "float32"
-UNREADABLE = -1  # in place of the class that is predicted, in rows of bad images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ class Evaluator:
             left = self._left(keys, identity, components)
             self._agree_on(identity, left)  # nobody writes before everyone has read
             bad = set[int]()  # positions
-            write = partial(self._write, writer, identity, components, _effort(entry), bad)
+            write = partial(self._write, writer, identity, components, effort_of(entry), bad)
             try:
                 self._judge(entry, left, write, bad)
             finally:
@@ -229,37 +228,7 @@ class Evaluator:
         verdicts: dict[str, Tensor],
     ) -> None:
         """One transaction for all rows of a batch."""
-        rows = []
-        step, queries = effort
-        clean = verdicts[f"{CLEAN}/correct"].tolist()
-        for component in components:
-            columns = [
-                verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")
-            ]
-            for slot, (prediction, correct, top5, margin) in enumerate(zip(*columns, strict=True)):
-                if not batch.mask[slot]:
-                    continue
-                position = int(batch.key[slot])
-                if position in bad:  # the model saw a black square in its place
-                    prediction, correct, top5, margin = UNREADABLE, False, False, float("nan")
-                broken = component != CLEAN and clean[slot] and not correct and position not in bad
-                rows.append(
-                    Verdict(
-                        evaluation=identity,
-                        key=self.index.name(position),
-                        component=component,
-                        position=position,
-                        label=int(batch.label[slot]),
-                        prediction=prediction,
-                        correct=bool(correct),
-                        top5=bool(top5),
-                        margin=margin,
-                        broken_by=component if broken else None,
-                        step=step if broken else None,
-                        queries=None if component == CLEAN else queries,
-                    )
-                )
-        writer.write(rows)
+        writer.write(rows_of(self.index, identity, components, effort, bad, batch, verdicts))
 
     def _result(
         self,
@@ -302,17 +271,6 @@ class Evaluator:
                 f"{self.ledger} has {len(names)} images for {component}, but not those of the index (key hash {found}, "
                 f"not {self.index.description.key_hash}); evaluate anew with another --output"
             )
-
-
-def _effort(entry: SuiteEval | AttackEval) -> tuple[int | None, int]:
-    """For an attack's rows: the step whose iterate is judged, and how many gradients were asked per image.
-
-    No step where the strongest of several iterates or restarts is judged: which one it was is not kept.
-    """
-    if not isinstance(entry, AttackEval):
-        return None, 0
-    is_last = entry.restarts == 1 and not entry.best_iterate
-    return entry.steps if is_last else None, entry.restarts * entry.steps
 
 
 def contract_id(transform: EvalTransform, image_size: int) -> str:

@@ -1,0 +1,70 @@
+"""Ledger rows of a batch: what was predicted for each image, and what an attack did to it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from data.batch import Batch
+from data.index import DatasetIndex
+from engine.fields import AttackEval, SuiteEval
+from engine.ledger import Verdict
+
+CLEAN = "clean"
+UNREADABLE = -1  # in place of the class that is predicted, in rows of bad images
+Effort = tuple[int | None, int]
+
+
+def rows_of(
+    index: DatasetIndex,
+    identity: str,
+    components: Sequence[str],
+    effort: Effort,
+    bad: set[int],
+    batch: Batch,
+    verdicts: dict[str, Tensor],
+) -> list[Verdict]:
+    """A row for each component of each image of the batch that is no padding.
+
+    `verdicts`: `COMPONENT/NAME` of engine.verdict.judge's values, (N,) on the host. `bad`: positions of images that
+    could not be read. An image is broken by a component that is wrong where the clean one is right.
+    """
+    rows = []
+    step, queries = effort
+    clean = verdicts[f"{CLEAN}/correct"].tolist()
+    for component in components:
+        columns = [verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")]
+        for slot, (prediction, correct, top5, margin) in enumerate(zip(*columns, strict=True)):
+            if not batch.mask[slot]:
+                continue
+            position = int(batch.key[slot])
+            if position in bad:  # the model saw a black square in its place
+                prediction, correct, top5, margin = UNREADABLE, False, False, float("nan")
+            broken = component != CLEAN and clean[slot] and not correct and position not in bad
+            rows.append(
+                Verdict(
+                    evaluation=identity,
+                    key=index.name(position),
+                    component=component,
+                    position=position,
+                    label=int(batch.label[slot]),
+                    prediction=prediction,
+                    correct=bool(correct),
+                    top5=bool(top5),
+                    margin=margin,
+                    broken_by=component if broken else None,
+                    step=step if broken else None,
+                    queries=None if component == CLEAN else queries,
+                )
+            )
+    return rows
+
+
+def effort_of(entry: SuiteEval | AttackEval) -> Effort:
+    """For an attack's rows: the step whose iterate is judged, and how many gradients were asked per image.
+
+    No step where the strongest of several iterates or restarts is judged: which one it was is not kept.
+    """
+    if not isinstance(entry, AttackEval):
+        return None, 0
+    is_last = entry.restarts == 1 and not entry.best_iterate
+    return entry.steps if is_last else None, entry.restarts * entry.steps
