@@ -1,9 +1,10 @@
-/* Pillow's 8-bit resize of a window, in vectors.
+/* Pillow's or torch's 8-bit resize of a window, in vectors.
 
-The filter weights are those of Pillow (precompute_coeffs of libImaging/Resample.c, MIT-CMU licence): doubles, scaled
-by 2^22 and rounded; a pass along rows and one along columns add integers and round to 8 bits. Every step is the same
-arithmetic, so the result is Pillow's to the bit with any vectors or none. What is saved: pixels that no output
-needs are not touched, AVX2 (found at run time) does eight lanes at once, the output is planar as a batch wants it. */
+Both have the same filters (precompute_coeffs of libImaging/Resample.c, MIT-CMU licence) as doubles, which Pillow scales
+by 2^22 and torch by the largest power of two that keeps all weights of an axis in 16 bits; a pass along rows and one
+along columns add integers and round to 8 bits. Every step is the same arithmetic, so the result is theirs to the bit
+with any vectors or none. What is saved: pixels that no output needs are not touched, AVX2 (found at run time) has
+products of 16 bits (a weight of Pillow's is two of them), the output is planar as a batch wants it, mirrored or not. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,16 +19,18 @@ needs are not touched, AVX2 (found at run time) does eight lanes at once, the ou
 #include <immintrin.h>
 #endif
 
-#define BITS 22
-#define HALF (1 << (BITS - 1))
+#define PILLOW_BITS 22
 #define MAX_SIDE (1 << 24) /* Pillow keeps sides as floats; beyond this they would not be exact */
+#define SPARE 16           /* bytes that a vector may read behind a row */
 
 /* One axis: `count` outputs from `first`, each a weighted sum over inputs [start, start + num). */
 typedef struct {
     int old_size, new_size, first, count;
-    int width; /* room for weights of one output */
+    int width; /* room for weights of one output, a multiple of 4; zeros behind `num` */
+    int bits;  /* a weight is in units of 2^-bits */
     int *start, *num;
     int32_t *weight;
+    int16_t *high, *low; /* weight = 256 high + low, or high where low is NULL */
 } Axis;
 
 static double
@@ -56,94 +59,120 @@ free_axis(Axis *axis) {
     free(axis->start);
     free(axis->num);
     free(axis->weight);
+    free(axis->high);
+    free(axis->low);
 }
 
-/* 0 where memory is short */
-static int
-fill_axis(Axis *axis, int support) {
-    double center, stretch;
-    int stop;
-    bounds(axis, support, axis->first, &(int){0}, &stop, &center, &stretch);
-    axis->width = (int)ceil(support * stretch) * 2 + 1;
-    axis->start = calloc(axis->count, sizeof(int));
-    axis->num = calloc(axis->count, sizeof(int));
-    axis->weight = calloc((size_t)axis->count * axis->width, sizeof(int32_t));
-    double *exact = calloc(axis->width, sizeof(double));
-    if (!axis->start || !axis->num || !axis->weight || !exact) {
-        free(exact);
-        return 0;
-    }
-    for (int i = 0; i < axis->count; i++) {
-        int32_t *weight = axis->weight + (size_t)i * axis->width;
-        double sum = 0.0, reciprocal;
+/* Of all outputs, one after the other in `exact`. */
+static void
+fill_exact(Axis *axis, int support, double *exact) {
+    for (int i = 0; i < axis->count; i++, exact += axis->width) {
+        double sum = 0.0, center, stretch;
+        int stop;
         bounds(axis, support, axis->first + i, &axis->start[i], &stop, &center, &stretch);
-        reciprocal = 1.0 / stretch;
+        double reciprocal = 1.0 / stretch;
         axis->num[i] = stop - axis->start[i];
         for (int t = 0; t < axis->num[i]; t++) {
             exact[t] = filter_value((t + axis->start[i] - center + 0.5) * reciprocal, support);
             sum += exact[t];
         }
-        for (int t = 0; t < axis->num[i]; t++) {
-            double value = sum != 0.0 ? exact[t] / sum : exact[t];
-            weight[t] = (int32_t)((value < 0 ? -0.5 : 0.5) + value * (1 << BITS));
-        }
+        for (int t = 0; t < axis->num[i] && sum != 0.0; t++) exact[t] /= sum;
     }
-    free(exact);
+}
+
+/* The most that leave the largest weight below 2^15; at most 22. */
+static int
+torch_bits(const double *exact, size_t num) {
+    double most = 0.0;
+    int bits = 0;
+    for (size_t i = 0; i < num; i++)
+        if (exact[i] > most) most = exact[i];
+    while (bits < 22 && (int)(0.5 + most * (1 << (bits + 1))) < 1 << 15) bits++;
+    return bits;
+}
+
+/* 0 where a weight does not fit in vectors */
+static int
+split_weights(Axis *axis, size_t num) {
+    for (size_t i = 0; i < num; i++) {
+        int32_t high = axis->low ? axis->weight[i] >> 8 : axis->weight[i];
+        if (high < INT16_MIN || high > INT16_MAX) return 0;
+        axis->high[i] = (int16_t)high;
+        if (axis->low) axis->low[i] = (int16_t)(axis->weight[i] & 255);
+    }
     return 1;
 }
+
+/* 0 where memory is short */
+static int
+fill_axis(Axis *axis, int support, int is_torch, int *is_plain) {
+    double center, stretch;
+    int stop;
+    bounds(axis, support, axis->first, &(int){0}, &stop, &center, &stretch);
+    axis->width = ((int)ceil(support * stretch) * 2 + 4) / 4 * 4;
+    size_t num = (size_t)axis->count * axis->width;
+    axis->start = calloc(axis->count, sizeof(int));
+    axis->num = calloc(axis->count, sizeof(int));
+    axis->weight = malloc(num * sizeof(int32_t));
+    axis->high = malloc(num * sizeof(int16_t));
+    axis->low = is_torch ? NULL : malloc(num * sizeof(int16_t));
+    double *exact = calloc(num, sizeof(double));
+    int is_filled = axis->start && axis->num && axis->weight && axis->high && (is_torch || axis->low) && exact;
+    if (is_filled) {
+        fill_exact(axis, support, exact);
+        axis->bits = is_torch ? torch_bits(exact, num) : PILLOW_BITS;
+        for (size_t i = 0; i < num; i++)
+            axis->weight[i] = (int32_t)((exact[i] < 0 ? -0.5 : 0.5) + exact[i] * (1 << axis->bits));
+        if (!split_weights(axis, num)) *is_plain = 1;
+    }
+    free(exact);
+    return is_filled;
+}
+
+typedef struct {
+    const uint8_t *source; /* RGB, rows of `width` pixels, the first at (left, top) of the picture */
+    int left, top, width, height;
+    Axis x, y;
+    uint8_t *last;   /* a copy of the last rows of the source, with room behind them */
+    uint8_t *middle; /* `height` rows of RGBX, `stride` bytes each, and more behind them */
+    size_t stride;
+    uint8_t *out; /* three planes */
+    int is_plain; /* without AVX2 even where it is: for tests */
+    int is_mirrored;
+} Work;
 
 /* ---- the two passes, for any processor */
 
 static uint8_t
-to_byte(int32_t sum) {
-    sum >>= BITS;
+to_byte(int32_t sum, int bits) {
+    sum = (sum + (1 << (bits - 1))) >> bits;
     return sum < 0 ? 0 : sum > 255 ? 255 : (uint8_t)sum;
 }
 
-/* Two rows of RGB to one of RGBX RGBX, so that eight lanes hold a column of both. */
 static void
-pair_rows(const uint8_t *a, const uint8_t *b, int width, uint8_t *pairs) {
-    for (int x = 0; x < width - 1; x++) {
-        memcpy(pairs + 8 * x, a + 3 * x, 4); /* the fourth byte is the next pixel's: never looked at */
-        memcpy(pairs + 8 * x + 4, b + 3 * x, 4);
-    }
-    memcpy(pairs + 8 * (width - 1), a + 3 * (width - 1), 3); /* and must not be behind the last one */
-    memcpy(pairs + 8 * (width - 1) + 4, b + 3 * (width - 1), 3);
-}
-
-static void
-across_plain(const uint8_t *pairs, const Axis *axis, int origin, uint8_t *a, uint8_t *b) {
-    for (int x = 0; x < axis->count; x++) {
-        const int32_t *weight = axis->weight + (size_t)x * axis->width;
-        const uint8_t *from = pairs + 8 * (size_t)(axis->start[x] - origin);
-        int32_t sum[8] = {HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF};
-        for (int t = 0; t < axis->num[x]; t++)
-            for (int lane = 0; lane < 8; lane++) sum[lane] += from[8 * t + lane] * weight[t];
-        for (int lane = 0; lane < 4; lane++) {
-            a[4 * x + lane] = to_byte(sum[lane]);
-            b[4 * x + lane] = to_byte(sum[4 + lane]);
-        }
-    }
-}
-
-/* One row of RGBX from several; `stride` bytes apart and a multiple of 16. */
-static void
-down_plain(const uint8_t *rows, size_t stride, const int32_t *weight, int num, uint8_t *result) {
-    for (size_t x = 0; x < stride; x += 16) {
-        int32_t sum[16];
-        for (int lane = 0; lane < 16; lane++) sum[lane] = HALF;
-        for (int t = 0; t < num; t++)
-            for (int lane = 0; lane < 16; lane++) sum[lane] += rows[t * stride + x + lane] * weight[t];
-        for (int lane = 0; lane < 16; lane++) result[x + lane] = to_byte(sum[lane]);
+across_plain(const Work *w, const uint8_t *row, uint8_t *result) {
+    for (int x = 0; x < w->x.count; x++) {
+        const int32_t *weight = w->x.weight + (size_t)x * w->x.width;
+        const uint8_t *from = row + 3 * (size_t)(w->x.start[x] - w->left);
+        int32_t sum[3] = {0, 0, 0};
+        for (int t = 0; t < w->x.num[x]; t++)
+            for (int c = 0; c < 3; c++) sum[c] += from[3 * t + c] * weight[t];
+        for (int c = 0; c < 3; c++) result[4 * x + c] = to_byte(sum[c], w->x.bits);
+        result[4 * x + 3] = 0;
     }
 }
 
 static void
-to_planes(const uint8_t *row, int width, uint8_t *red, uint8_t *green, uint8_t *blue) {
-    for (int x = 0; x < width; x++) {
-        red[x] = row[4 * x];
-        green[x] = row[4 * x + 1];
-        blue[x] = row[4 * x + 2];
+down_plain(const Work *w, int y) {
+    const int32_t *weight = w->y.weight + (size_t)y * w->y.width;
+    const uint8_t *rows = w->middle + (w->y.start[y] - w->top) * w->stride;
+    size_t plane = (size_t)w->x.count * w->y.count;
+    for (int x = 0; x < w->x.count; x++) {
+        int32_t sum[3] = {0, 0, 0};
+        uint8_t *to = w->out + (size_t)y * w->x.count + (w->is_mirrored ? w->x.count - 1 - x : x);
+        for (int t = 0; t < w->y.num[y]; t++)
+            for (int c = 0; c < 3; c++) sum[c] += rows[t * w->stride + 4 * x + c] * weight[t];
+        for (int c = 0; c < 3; c++) to[c * plane] = to_byte(sum[c], w->y.bits);
     }
 }
 
@@ -152,86 +181,171 @@ to_planes(const uint8_t *row, int width, uint8_t *red, uint8_t *green, uint8_t *
 #if defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2")))
 
-/* sum + eight bytes * weight, in lanes of 32 bits */
+/* Sums of products with weights, rounded; `bits` is known to the caller's loops as a vector. */
 AVX2 static inline __m256i
-add_product(__m256i sum, const uint8_t *from, int32_t weight) {
-    __m256i value = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
-    return _mm256_add_epi32(sum, _mm256_mullo_epi32(value, _mm256_set1_epi32(weight)));
+rounded(__m256i high, __m256i low, int is_split, __m256i half, __m128i bits) {
+    if (is_split) high = _mm256_add_epi32(_mm256_slli_epi32(high, 8), low);
+    return _mm256_sra_epi32(_mm256_add_epi32(high, half), bits);
 }
 
-/* Shifted and cut to 0..255: lanes 0..3 in the lower half's first four bytes, 4..7 in the upper half's. */
+/* Four pixels from `from`: lanes of 32 bits hold two of red, green, blue; the lower half the first two pixels. */
 AVX2 static inline __m256i
-to_bytes(__m256i sum) {
-    sum = _mm256_srai_epi32(sum, BITS);
-    sum = _mm256_packus_epi32(sum, sum);
-    return _mm256_packus_epi16(sum, sum);
+four_pixels(const uint8_t *from) {
+    const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+                                           6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    __m128i bytes = _mm_loadu_si128((const __m128i *)from);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), pairs);
 }
 
-AVX2 static void
-across_avx2(const uint8_t *pairs, const Axis *axis, int origin, uint8_t *a, uint8_t *b) {
+/* Four weights for that. */
+AVX2 static inline __m256i
+four_weights(const int16_t *weight) {
+    const __m256i places = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)weight);
+    return _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(bytes), places);
+}
+
+/* The lower half of the result is the sum of both halves of `a`, the upper one that of `b`. */
+AVX2 static inline __m256i
+add_halves(__m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Four rows `step` bytes apart to four of `middle`. */
+AVX2 static inline __attribute__((always_inline)) void
+across_four(const Work *w, const uint8_t *rows, size_t step, uint8_t *result, int is_split) {
+    const Axis *axis = &w->x;
+    const __m256i half = _mm256_set1_epi32(1 << (axis->bits - 1)), zero = _mm256_setzero_si256();
+    const __m128i bits = _mm_cvtsi32_si128(axis->bits);
     for (int x = 0; x < axis->count; x++) {
-        const int32_t *weight = axis->weight + (size_t)x * axis->width;
-        const uint8_t *from = pairs + 8 * (size_t)(axis->start[x] - origin);
-        __m256i sum = _mm256_set1_epi32(HALF);
-        for (int t = 0; t < axis->num[x]; t++) sum = add_product(sum, from + 8 * t, weight[t]);
-        sum = to_bytes(sum);
-        int32_t first = _mm256_extract_epi32(sum, 0), second = _mm256_extract_epi32(sum, 4);
-        memcpy(a + 4 * x, &first, 4);
-        memcpy(b + 4 * x, &second, 4);
+        const uint8_t *from = rows + 3 * (size_t)(axis->start[x] - w->left);
+        size_t place = (size_t)x * axis->width;
+        __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
+        for (int t = 0; t < axis->num[x]; t += 4) {
+            __m256i weight = four_weights(axis->high + place + t), less = zero;
+            if (is_split) less = four_weights(axis->low + place + t);
+            for (int row = 0; row < 4; row++) {
+                __m256i pixels = four_pixels(from + row * step + 3 * t);
+                high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(pixels, weight));
+                if (is_split) low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(pixels, less));
+            }
+        }
+        __m256i ab = add_halves(high[0], high[1]), cd = add_halves(high[2], high[3]);
+        if (is_split) {
+            ab = rounded(ab, add_halves(low[0], low[1]), 1, half, bits);
+            cd = rounded(cd, add_halves(low[2], low[3]), 1, half, bits);
+        } else {
+            ab = rounded(ab, zero, 0, half, bits);
+            cd = rounded(cd, zero, 0, half, bits);
+        }
+        __m256i bytes = _mm256_packs_epi32(ab, cd);
+        bytes = _mm256_packus_epi16(bytes, bytes);
+        uint64_t ac = (uint64_t)_mm256_extract_epi64(bytes, 0), bd = (uint64_t)_mm256_extract_epi64(bytes, 2);
+        uint32_t pixel[4] = {(uint32_t)ac, (uint32_t)bd, (uint32_t)(ac >> 32), (uint32_t)(bd >> 32)};
+        for (int row = 0; row < 4; row++) memcpy(result + row * w->stride + 4 * x, &pixel[row], 4);
+    }
+}
+
+/* Up to eight pixels of a plane, which begins a row at `row`. */
+static inline void
+put(uint64_t pixels, uint8_t *row, int x, int width, int is_mirrored) {
+    int num = width - x < 8 ? width - x : 8;
+    if (is_mirrored) {
+        pixels = __builtin_bswap64(pixels);
+        memcpy(row + width - x - num, (uint8_t *)&pixels + 8 - num, num);
+    } else
+        memcpy(row + x, &pixels, num);
+}
+
+/* A row of the result; 8 pixels at a time. */
+AVX2 static inline __attribute__((always_inline)) void
+down_row(const Work *w, int y, int is_split) {
+    const Axis *axis = &w->y;
+    const __m256i half = _mm256_set1_epi32(1 << (axis->bits - 1)), zero = _mm256_setzero_si256();
+    const __m128i bits = _mm_cvtsi32_si128(axis->bits);
+    const __m256i by_plane = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const uint8_t *rows = w->middle + (axis->start[y] - w->top) * w->stride;
+    const int16_t *weights = axis->high + (size_t)y * axis->width;
+    const int16_t *lesser = is_split ? axis->low + (size_t)y * axis->width : NULL;
+    size_t plane = (size_t)w->x.count * axis->count;
+    uint8_t *out = w->out + (size_t)y * w->x.count;
+    for (int x = 0; x < w->x.count; x += 8) {
+        __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
+        for (int t = 0; t < axis->num[y]; t += 2) {
+            int32_t two[2] = {0, 0};
+            memcpy(two, weights + t, 4);
+            if (is_split) memcpy(two + 1, lesser + t, 4);
+            __m256i weight = _mm256_set1_epi32(two[0]), less = _mm256_set1_epi32(two[1]);
+            __m256i a = _mm256_loadu_si256((const __m256i *)(rows + t * w->stride + 4 * x));
+            __m256i b = _mm256_loadu_si256((const __m256i *)(rows + (t + 1) * w->stride + 4 * x));
+            __m256i left = _mm256_unpacklo_epi8(a, b), right = _mm256_unpackhi_epi8(a, b);
+            __m256i pairs[4] = {_mm256_unpacklo_epi8(left, zero), _mm256_unpackhi_epi8(left, zero),
+                                _mm256_unpacklo_epi8(right, zero), _mm256_unpackhi_epi8(right, zero)};
+            for (int part = 0; part < 4; part++) {
+                high[part] = _mm256_add_epi32(high[part], _mm256_madd_epi16(pairs[part], weight));
+                if (is_split) low[part] = _mm256_add_epi32(low[part], _mm256_madd_epi16(pairs[part], less));
+            }
+        }
+        for (int part = 0; part < 4; part++) high[part] = rounded(high[part], low[part], is_split, half, bits);
+        __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(high[0], high[1]),
+                                            _mm256_packs_epi32(high[2], high[3]));
+        bytes = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(bytes, by_plane), order);
+        put((uint64_t)_mm256_extract_epi64(bytes, 0), out, x, w->x.count, w->is_mirrored);
+        put((uint64_t)_mm256_extract_epi64(bytes, 1), out + plane, x, w->x.count, w->is_mirrored);
+        put((uint64_t)_mm256_extract_epi64(bytes, 2), out + 2 * plane, x, w->x.count, w->is_mirrored);
     }
 }
 
 AVX2 static void
-down_avx2(const uint8_t *rows, size_t stride, const int32_t *weight, int num, uint8_t *result) {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (size_t x = 0; x < stride; x += 16) {
-        __m256i left = _mm256_set1_epi32(HALF), right = left;
-        for (int t = 0; t < num; t++) {
-            left = add_product(left, rows + t * stride + x, weight[t]);
-            right = add_product(right, rows + t * stride + x + 8, weight[t]);
+across_pillow(const Work *w, const uint8_t *rows, size_t step, uint8_t *result) {
+    across_four(w, rows, step, result, 1);
+}
+
+AVX2 static void
+across_torch(const Work *w, const uint8_t *rows, size_t step, uint8_t *result) {
+    across_four(w, rows, step, result, 0);
+}
+
+AVX2 static void
+down_pillow(const Work *w, int y) {
+    down_row(w, y, 1);
+}
+
+AVX2 static void
+down_torch(const Work *w, int y) {
+    down_row(w, y, 0);
+}
+
+static void
+run_avx2(const Work *w) {
+    size_t step = (size_t)w->width * 3, length = step * w->height;
+    for (int y = 0; y < w->height; y += 4) {
+        const uint8_t *rows = w->source + y * step;
+        if ((y + 4) * step + SPARE > length) { /* nothing is read behind the source's end */
+            memcpy(w->last, rows, length - y * step);
+            rows = w->last;
         }
-        __m256i both = _mm256_unpacklo_epi32(to_bytes(left), to_bytes(right));
-        both = _mm256_permutevar8x32_epi32(both, order);
-        _mm_storeu_si128((__m128i *)(result + x), _mm256_castsi256_si128(both));
+        (w->x.low ? across_pillow : across_torch)(w, rows, step, w->middle + y * w->stride);
     }
+    for (int y = 0; y < w->y.count; y++) (w->y.low ? down_pillow : down_torch)(w, y);
 }
 #endif
 
 /* ---- both passes */
 
-typedef struct {
-    const uint8_t *source; /* RGB, rows of `width` pixels, the first at (left, top) of the picture */
-    int left, top, width, height;
-    Axis x, y;
-    uint8_t *pairs, *middle, *row;
-    size_t stride;
-    uint8_t *out; /* three planes */
-    int is_plain; /* without AVX2 even where it is: for tests */
-} Work;
-
 static void
-run(Work *w) {
-    void (*across)(const uint8_t *, const Axis *, int, uint8_t *, uint8_t *) = across_plain;
-    void (*down)(const uint8_t *, size_t, const int32_t *, int, uint8_t *) = down_plain;
+run(const Work *w) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && !w->is_plain) {
-        across = across_avx2;
-        down = down_avx2;
+        run_avx2(w);
+        return;
     }
 #endif
-    for (int y = 0; y < w->height; y += 2) {
-        const uint8_t *a = w->source + (size_t)y * w->width * 3;
-        const uint8_t *b = y + 1 < w->height ? a + (size_t)w->width * 3 : a;
-        pair_rows(a, b, w->width, w->pairs);
-        across(w->pairs, &w->x, w->left, w->middle + y * w->stride, w->middle + (y + 1) * w->stride);
-    }
-    size_t plane = (size_t)w->x.count * w->y.count;
-    for (int y = 0; y < w->y.count; y++) {
-        uint8_t *out = w->out + (size_t)y * w->x.count;
-        down(w->middle + (w->y.start[y] - w->top) * w->stride, w->stride,
-             w->y.weight + (size_t)y * w->y.width, w->y.num[y], w->row);
-        to_planes(w->row, w->x.count, out, out + plane, out + 2 * plane);
-    }
+    for (int y = 0; y < w->height; y++)
+        across_plain(w, w->source + (size_t)y * w->width * 3, w->middle + y * w->stride);
+    for (int y = 0; y < w->y.count; y++) down_plain(w, y);
 }
 
 /* ---- Python */
@@ -267,23 +381,22 @@ covers(const Axis *axis, int left, int width) {
 }
 
 static const char *
-resize_window(Work *w, int support) {
+resize_window(Work *w, int support, int is_torch) {
     const char *error = "not enough memory";
-    w->stride = ((size_t)w->x.count * 4 + 15) / 16 * 16;
-    if (fill_axis(&w->x, support) && fill_axis(&w->y, support)) {
-        w->pairs = calloc(w->width, 8);
-        w->middle = calloc((size_t)w->height + 1, w->stride);
-        w->row = malloc(w->stride);
+    w->stride = ((size_t)w->x.count + 7) / 8 * 32;
+    if (fill_axis(&w->x, support, is_torch, &w->is_plain) && fill_axis(&w->y, support, is_torch, &w->is_plain)) {
+        w->last = calloc((size_t)w->width * 3 * 8 + 2 * SPARE, 1); /* seven rows at most: the rest and a few more */
+        w->middle = malloc(((size_t)w->height + 4) * w->stride);
         if (!covers(&w->x, w->left, w->width) || !covers(&w->y, w->top, w->height))
             error = "the source does not hold every pixel that the window needs";
-        else if (w->pairs && w->middle && w->row) {
+        else if (w->last && w->middle) {
+            memset(w->middle + (size_t)w->height * w->stride, 0, 4 * w->stride);
             run(w);
             error = NULL;
         }
     }
-    free(w->pairs);
+    free(w->last);
     free(w->middle);
-    free(w->row);
     free_axis(&w->x);
     free_axis(&w->y);
     return error;
@@ -293,11 +406,11 @@ static PyObject *
 resize(PyObject *self, PyObject *args) {
     Work w = {0};
     Py_buffer source, out;
-    int support;
+    int support, is_torch = 0;
     const char *error;
-    if (!PyArg_ParseTuple(args, "y*(iiii)(ii)(ii)(iiii)iw*|p", &source, &w.left, &w.top, &w.width, &w.height,
+    if (!PyArg_ParseTuple(args, "y*(iiii)(ii)(ii)(iiii)iw*|ppp", &source, &w.left, &w.top, &w.width, &w.height,
                           &w.x.old_size, &w.y.old_size, &w.x.new_size, &w.y.new_size, &w.x.first, &w.y.first,
-                          &w.x.count, &w.y.count, &support, &out, &w.is_plain))
+                          &w.x.count, &w.y.count, &support, &out, &is_torch, &w.is_mirrored, &w.is_plain))
         return NULL;
     if (w.left < 0 || w.top < 0 || w.width < 1 || w.height < 1 || w.width > MAX_SIDE || w.height > MAX_SIDE)
         PyErr_SetString(PyExc_ValueError, "the source's place is out of range");
@@ -309,7 +422,7 @@ resize(PyObject *self, PyObject *args) {
             w.source = source.buf;
             w.out = out.buf;
             Py_BEGIN_ALLOW_THREADS;
-            error = resize_window(&w, support);
+            error = resize_window(&w, support, is_torch);
             Py_END_ALLOW_THREADS;
             if (error) PyErr_SetString(PyExc_ValueError, error);
         }

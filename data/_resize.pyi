@@ -14,10 +14,14 @@ def resize(
     window: tuple[int, int, int, int],
     support: int,
     out: NDArray[np.uint8],
+    is_torch: bool = ...,
+    is_mirrored: bool = ...,
     is_plain: bool = ...,
     /,
 ) -> None:
     """The `window` (left, top, width, height) of a picture of `old_size` (width, height) resized to `new_size`, into
     `out` (3 x height x width bytes). `source` is RGB and holds only the picture's part `source_box`; ValueError
-    where the window needs more. `is_plain` leaves AVX2 aside, for tests.
+    where the window needs more. `is_torch` takes torch's arithmetic for Pillow's (right for whole windows: its weights
+    depend on all of an axis); `is_mirrored` exchanges left and right of the result; `is_plain` leaves AVX2 aside, for
+    tests.
     """

@@ -32,8 +32,8 @@ def with_augment(
     parts = [draws]
     if settings.device_randaug is not None:
         parts.append(draw_ops(seeds, settings, image_size=image_size))
-    if settings.jitter is not None:
-        parts.append(settings.jitter.draw(seeds))
+    if settings.device_jitter is not None:
+        parts.append(settings.device_jitter.draw(seeds))
     if settings.erase is not None:
         parts.append(settings.erase.draw(seeds, image_size=image_size))
     return np.concatenate(parts, axis=1) if len(parts) > 1 else draws
@@ -86,7 +86,7 @@ def device_augment(
         erase = DeviceErase(settings=settings.erase, mean=tuple(mean), std=tuple(std), noise=noise)
     return DeviceAugment(
         randaug=_device_randaug(settings) if settings.device_randaug is not None else None,
-        jitter=settings.jitter,
+        jitter=settings.device_jitter,
         erase=erase,
         erase_after_mix=erase_after_mix,
     )

@@ -66,7 +66,8 @@ class Cache:
         path = self.folder / "shards" / sha256
         try:
             if path.stat().st_size == size:
-                os.utime(path)
+                with suppress(PermissionError):  # of another user, who lets us read
+                    os.utime(path)
                 return path
             path.unlink()  # cut by a disk that lost its last writes
         except FileNotFoundError:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from data.index import INDEX_FILE, read_description
+from data.description import INDEX_FILE, read_description
 
 _WNID: Final = re.compile(r"(n\d{8})(?:\s.*)?")  # ImageNet's own lists put words behind it
 _NUM_NAMED: Final = 5

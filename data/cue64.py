@@ -32,7 +32,8 @@ from data.cue_scene import (
 )
 from data.cue_shapes import SHAPES
 from data.cue_textures import UNSEEN, Part
-from data.index import INDEX_FILE, DatasetIndex, Shard, load_index
+from data.description import INDEX_FILE, Shard
+from data.index import DatasetIndex, load_index
 from data.order import hash64
 from data.records import save_dataset, shard_workers
 from data.shards import Sample, whole_folder, write_shard

@@ -17,7 +17,7 @@ from data.lease import FULL
 from data.remote import RemoteError, Retry, read_stream, shown
 
 if TYPE_CHECKING:
-    from data.index import Shard
+    from data.description import Shard
 
 DEMAND, AHEAD = "demand", "ahead"  # pools of download slots: readers never queue behind the look-ahead
 _SLOTS: Final = 4  # downloads at once in each pool on one machine

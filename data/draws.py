@@ -26,6 +26,7 @@ class MixSettings:
     prob: float = 1.0  # chance that a group is mixed
     switch_prob: float = 0.5  # chance of cutmix when both alphas are above 0
     group: int | None = None  # consecutive samples that share a draw; None: the whole global batch
+    one_start: bool = False  # START is one number for the whole global batch, not one for each sample
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -63,7 +64,8 @@ def draw_train(
     group = np.full_like(positions, batch_start) if settings.group is None else positions // settings.group
     groups, row_of = np.unique(group, return_inverse=True)
     rows = _draw_groups(groups, settings, seed=seed, epoch=epoch, image_size=image_size)[row_of]
-    rows[:, START] = _uniform24(hash64(seed, "start", epoch, positions))
+    places = np.full_like(positions, batch_start) if settings.one_start else positions
+    rows[:, START] = _uniform24(hash64(seed, "start", epoch, places))
     return rows
 
 

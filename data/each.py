@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.index import INDEX_FILE, load_index
+from data.description import INDEX_FILE
+from data.index import load_index
 from data.source import is_ignored, list_images, natural_key
 from data.verify import key_hash
 

@@ -14,14 +14,16 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from data.classes import read_classes, some
+from data.description import INDEX_FILE, Description, Shard, read_description
 from data.hub import Tars, class_file, find_tars
-from data.index import INDEX_FILE, DatasetIndex, Description, Shard, load_index, read_description
+from data.index import DatasetIndex, load_index
 from data.records import Row, describe_shard, save_dataset, shard_workers, to_row
 from data.tar import Member, scan
 from data.watch import Nobody, Watch
 
 _IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
 _MAX_LABEL_BYTES: Final = 1 << 20  # of a .cls or .json member
+_MAX_IMAGE_BYTES: Final = 1 << 28  # twice what MAX_PIXELS take uncompressed
 
 
 class Options(NamedTuple):
@@ -73,11 +75,17 @@ def index_existing(
 
 
 def write_index(
-    dst: Path, into: Path, *, split: str | None = None, dataset: str | None = None, num_workers: int = 0
+    dst: Path,
+    into: Path,
+    *,
+    split: str | None = None,
+    dataset: str | None = None,
+    num_workers: int = 0,
+    watch: Watch | None = None,
 ) -> None:
     """Put the index of the tars in `dst` into folder `into`, without links; otherwise as `index_existing`."""
     tars = find_tars(dst, split=split)
-    _write(dst, into, tars, Options(), split, dataset, num_workers, Nobody(), links=False)
+    _write(dst, into, tars, Options(), split, dataset, num_workers, watch or Nobody(), links=False)
 
 
 def _write(
@@ -184,6 +192,8 @@ def _index_shard(path: Path, *, staged: Path, options: Options) -> Indexed:
     with path.open("rb", buffering=0) as file:
         for name, (image, label) in samples.items():
             where = f"shard {path.name}, key {name!r}"
+            if image.size > _MAX_IMAGE_BYTES:
+                raise ValueError(f"{where}: the image member has {image.size} bytes; remove it")
             content = os.pread(file.fileno(), image.size, image.offset)
             if label.size > _MAX_LABEL_BYTES:
                 raise ValueError(f"{where}: the label member has {label.size} bytes; correct it")
@@ -204,10 +214,11 @@ def _group(path: Path, options: Options) -> tuple[dict[str, tuple[Member, Member
             if name in images:
                 raise ValueError(f"shard {path.name}: key {name!r} has two images; keep one")
             images[name] = member
-        elif extension == "cls":
-            labels[name] = member
-        elif extension == "json":
-            notes[name] = member
+        elif extension in ("cls", "json"):
+            found = labels if extension == "cls" else notes
+            if name in found:  # a.cls and ./a.cls
+                raise ValueError(f"shard {path.name}: key {name!r} has two .{extension}; keep one")
+            found[name] = member
         else:
             not_read[f".{extension}" if name else "without extension"] += 1
     labels = {name: notes[name] for name in images.keys() & notes.keys()} | labels

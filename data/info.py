@@ -6,15 +6,7 @@ from typing import Final, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from data.index import (
-    FLAG_CMYK,
-    FLAG_FORMAT,
-    FLAG_GRAY,
-    FLAG_PROGRESSIVE,
-    FLAG_ROTATED,
-    FORMATS,
-    load_index,
-)
+from data.index import FLAG_CMYK, FLAG_FORMAT, FLAG_GRAY, FLAG_PROGRESSIVE, FLAG_ROTATED, FORMATS, load_index
 
 _FLAGS: Final = {
     "gray": FLAG_GRAY,

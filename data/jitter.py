@@ -1,7 +1,9 @@
-"""Colour jitter on the device: brightness, contrast, saturation and hue by random amounts in a random order, as
-torchvision's ColorJitter does on Pillow images.
+"""Colour jitter: brightness, contrast, saturation and hue by random amounts in a random order, as torchvision's (and
+so timm's) ColorJitter does on Pillow images. On the host these are torchvision's functions; on the device a batch gets
+the same amounts in the same order, and the same levels but for roundings of the hue.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -9,7 +11,9 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional  # type: ignore[import-untyped]
 
 from data import enhance
 from data.hue import shift_hue
@@ -26,6 +30,14 @@ class Change(IntEnum):
     CONTRAST = 1
     SATURATION = 2
     HUE = 3
+
+
+_ON_PILLOW: Final[dict[Change, Callable[[Image.Image, float], Image.Image]]] = {
+    Change.BRIGHTNESS: functional.adjust_brightness,
+    Change.CONTRAST: functional.adjust_contrast,
+    Change.SATURATION: functional.adjust_saturation,
+    Change.HUE: functional.adjust_hue,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +77,12 @@ class Jitter:
         factors = low + (high - low) * numbers[:, : self._steps]
         rows = np.stack([order, np.take_along_axis(factors, order, axis=1)], axis=2)
         return rows.reshape(len(seeds), -1).astype(np.float32)
+
+    def on_picture(self, image: Image.Image, *, sample_seed: int) -> Image.Image:
+        """An RGB image as ColorJitter changes it, with the amounts and in the order that this seed draws."""
+        for change, factor in self.draw(np.array([sample_seed])).reshape(-1, _DRAWS_OF_STEP).tolist():
+            image = _ON_PILLOW[Change(int(change))](image, factor)
+        return image
 
     def __call__(self, levels: Tensor, draw: Tensor) -> Tensor:
         """levels float32 (N,3,H,W) with whole numbers 0..255, draw (N,num_draws) -> levels."""

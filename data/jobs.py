@@ -5,6 +5,7 @@ Pure functions of their fields and the task, so a batch can be made by any worke
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,17 @@ from data.order import Cursor, sample_seed
 from data.read import ShardReader
 from data.repeat import SharedPictures
 from data.slots import Arrays, BatchShape
-from data.transform import AugmentSettings, EvalTransform, train_transform
+from data.transform import AugmentSettings, EvalTransform, crop_numbers, train_transform
 from data.window import SampleOrder
+
+
+class _Sample(NamedTuple):
+    """How an image becomes a sample, and where it is written."""
+
+    settings: AugmentSettings
+    seed: int
+    numbers: list[float]  # see `crop_numbers`
+    into: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,45 +73,47 @@ class TrainBatches:
         into.draw[:] = with_augment(draws, seeds, settings, image_size=self.image_size)
         bad: list[BadSample] = []
         pictures = SharedPictures(keys.tolist(), self.reader.read, apply_exif=settings.apply_exif)
+        crops = crop_numbers(seeds).tolist()
         for slot, key in enumerate(keys.tolist()):
             at(key)
+            sample = _Sample(settings, int(seeds[slot]), crops[slot], into.image[slot])
             try:
-                into.image[slot] = self._load(key, settings, int(seeds[slot]), pictures)
+                self._load(key, sample, pictures)
             except BadSample as error:
                 if not self.replaces_bad:
                     raise
                 bad.append(error)
-                place = Cursor(epoch, int(positions[slot]))
-                keys[slot], into.image[slot] = self._stand_in(place, settings, int(seeds[slot]), bad, at)
+                keys[slot] = self._stand_in(Cursor(epoch, int(positions[slot])), sample, bad, at)
         _label(self.reader.index, into, keys, seeds)
         return bad
 
     def _stand_in(
-        self,
-        place: Cursor,
-        settings: AugmentSettings,
-        seed: int,
-        bad: list[BadSample],
-        at: Callable[[int], None],
-    ) -> tuple[int, NDArray[np.uint8]]:
-        """The first sample of `stand_ins` that can be used, and its image; bad ones on the way are noted."""
+        self, place: Cursor, sample: _Sample, bad: list[BadSample], at: Callable[[int], None]
+    ) -> int:
+        """The first key of `stand_ins` that can be used, whose image is written; bad ones on the way are noted."""
         for position in stand_ins(place.consumed, self.reader.index.num_samples):
             key = int(self.order.keys(np.array([position]), epoch=place.epoch)[0])
             at(key)
             try:
-                pictures = SharedPictures([key], self.reader.read, apply_exif=settings.apply_exif)
-                return key, self._load(key, settings, seed, pictures)
+                pictures = SharedPictures([key], self.reader.read, apply_exif=sample.settings.apply_exif)
+                self._load(key, sample, pictures)
+                return key
             except BadSample as error:
                 bad.append(error)
         raise DataLimit(
             f"{bad[-1]}; {len(bad)} samples in a row are bad, so this is no matter of single images"
         )
 
-    def _load(
-        self, key: int, settings: AugmentSettings, seed: int, pictures: SharedPictures
-    ) -> NDArray[np.uint8]:
+    def _load(self, key: int, sample: _Sample, pictures: SharedPictures) -> None:
         try:
-            return train_transform(pictures.take(key), settings, sample_seed=seed, image_size=self.image_size)
+            train_transform(
+                pictures.take(key),
+                sample.settings,
+                sample_seed=sample.seed,
+                image_size=self.image_size,
+                numbers=sample.numbers,
+                into=sample.into,
+            )
         except BadSample:
             raise
         except ValueError as error:
@@ -129,27 +141,32 @@ class EvalBatches:
         """
         bad: list[BadSample] = []
         for slot, key in enumerate(task.tolist()):
-            into.image[slot] = 0 if key < 0 else self._try(key, bad, at)
+            if key < 0:
+                into.image[slot] = 0
+            else:
+                self._try(key, bad, at, into.image[slot])
         into.draw[:] = draw_eval(len(task))
         seeds = np.where(task >= 0, sample_seed(task, seed=self.seed, epoch=0), 0)
         _label(self.reader.index, into, task, seeds)
         return bad
 
-    def _try(self, key: int, bad: list[BadSample], at: Callable[[int], None]) -> NDArray[np.uint8] | int:
+    def _try(
+        self, key: int, bad: list[BadSample], at: Callable[[int], None], into: NDArray[np.uint8]
+    ) -> None:
         at(key)
         try:
-            return self._load(key)
+            self._load(key, into)
         except BadSample as error:
             if not self.allows_bad:
                 raise
             bad.append(error)
-            return 0
+            into[:] = 0
 
-    def _load(self, key: int) -> NDArray[np.uint8]:
+    def _load(self, key: int, into: NDArray[np.uint8]) -> None:
         content = self.reader.read(key)
         try:
             picture = Picture(content, apply_exif=self.resize.apply_exif)
-            return self.resize.apply(picture, image_size=self.image_size)
+            self.resize.apply(picture, image_size=self.image_size, into=into)
         except ValueError as error:
             raise self.reader.bad_sample(key, str(error)) from None
 

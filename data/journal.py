@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, TextIO, TypeVar
 
-from data.index import Shard
+from data.description import Shard
 from data.records import shard_workers
 from data.watch import Watch
 

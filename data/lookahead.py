@@ -125,13 +125,13 @@ class LookAhead:
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            shard = self._next() if self._is_leader() else None
+            shard = None
+            with suppress(OSError, ValueError, Cancelled):  # the reader meets the same error and says it
+                if self._is_leader() and (shard := self._next()) is not None:
+                    self._store.fetch_ahead(self._shards[shard], self._stop)
             if shard is None:
                 self._news.wait(_IDLE_S)
                 self._news.clear()
-                continue
-            with suppress(OSError, ValueError, Cancelled):  # the reader meets the same error and says it
-                self._store.fetch_ahead(self._shards[shard], self._stop)
 
     def _is_leader(self) -> bool:
         with self._mutex:

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Final
 
 from data.cache import Cache
-from data.index import INDEX_FILE, Shard, parse_description
+from data.description import INDEX_FILE, Shard, parse_description
 from data.remote import RemoteError, Retry, join, read_bytes, shown
 
 _MAX_INDEX: Final = 1 << 28  # bytes of index.json; ImageNet's has half a megabyte
 _MAX_ARRAY: Final = 1 << 30
 _THREADS: Final = 8
 _TIMEOUT_S: Final = 1800.0  # for another process that fetches the same index
+
+
+class NoIndex(RemoteError):
+    """The server answers, and there is no index."""
 
 
 def mirror_index(url: str, cache: Cache, *, retry: Retry) -> Path:
@@ -46,9 +50,8 @@ def _read_description(url: str, known: Path, retry: Retry) -> bytes:
         return read_bytes(join(url, INDEX_FILE), retry=retry, limit=_MAX_INDEX)
     except RemoteError as error:
         if error.is_final:
-            raise RemoteError(
-                f"{error}; the folder needs an index: run `shards index` where the shards lie, or stream "
-                f"without one (--no-index)"
+            raise NoIndex(
+                f"{error}; the folder needs an index: run `shards index` where the shards lie"
             ) from None
         if not known.is_file():
             raise

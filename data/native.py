@@ -1,20 +1,25 @@
-"""The two optional C modules: built where a compiler and libjpeg-turbo are found, used where they agree with Pillow.
+"""The two optional C modules: built where a compiler and libjpeg-turbo are found, used where they agree with Pillow
+and torch.
 
 They save time and never change a pixel, so no result depends on whether they are there. Tests hold that for many
 images; a small one is compared in each process before a module is used, since the system's libjpeg may be any.
+ROBUST_BITS_NATIVE=0 in the environment leaves them aside, to measure what they save.
 """
 
 import io
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from data.crop import Box
 
+SWITCH: Final = "ROBUST_BITS_NATIVE"
 Decode = Callable[[bytes, Box, int, NDArray[np.uint8]], None]
 _BOX: Final = Box(17, 9, 22, 25)  # of a picture of 48x40: on no border of JPEG's blocks
 
@@ -24,7 +29,8 @@ class Resizer(NamedTuple):
 
     span: Callable[[int, int, int, int, int], tuple[int, int]]
     resize: Callable[
-        [NDArray[np.uint8], Box, tuple[int, int], tuple[int, int], Box, int, NDArray[np.uint8]], None
+        [NDArray[np.uint8], Box, tuple[int, int], tuple[int, int], Box, int, NDArray[np.uint8], bool, bool],
+        None,
     ]
 
 
@@ -36,6 +42,8 @@ def native_parts() -> dict[str, bool]:
 @lru_cache(maxsize=1)
 def region_decoder() -> Decode | None:
     """`_jpeg.decode`, or None."""
+    if os.environ.get(SWITCH) == "0":
+        return None
     try:
         from data._jpeg import decode
     except ImportError:  # not built, or without its library
@@ -46,12 +54,14 @@ def region_decoder() -> Decode | None:
 @lru_cache(maxsize=1)
 def exact_resizer() -> Resizer | None:
     """The functions of `_resize`, or None."""
+    if os.environ.get(SWITCH) == "0":
+        return None
     try:
         from data._resize import resize, span
     except ImportError:
         return None
     resizer = Resizer(span, resize)
-    return resizer if _resizes_as_pillow(resizer) else None
+    return resizer if _resizes_as_others(resizer) else None
 
 
 def _decodes_as_pillow(decode: Decode) -> bool:
@@ -70,14 +80,23 @@ def _decodes_as_pillow(decode: Decode) -> bool:
     return True
 
 
-def _resizes_as_pillow(resizer: Resizer) -> bool:
+def _resizes_as_others(resizer: Resizer) -> bool:
     sample, size = _sample(), (31, 27)
-    found = np.empty((3, size[1], size[0]), np.uint8)
-    for support, resample in ((1, Image.Resampling.BILINEAR), (2, Image.Resampling.BICUBIC)):
-        resizer.resize(
-            np.asarray(sample), Box(0, 0, *sample.size), sample.size, size, Box(0, 0, *size), support, found
-        )
-        if not np.array_equal(found.transpose(1, 2, 0), np.asarray(sample.resize(size, resample))):
+    pixels, whole, window = np.asarray(sample), Box(0, 0, *sample.size), Box(0, 0, *size)
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    found = np.empty((2, 3, size[1], size[0]), np.uint8)
+    for support, mode in ((1, "bilinear"), (2, "bicubic")):
+        for is_torch in (False, True):
+            out = found[int(is_torch)]
+            try:
+                resizer.resize(pixels, whole, sample.size, size, window, support, out, is_torch, is_torch)
+            except TypeError:  # built from another version of its source
+                return False
+        by_pillow = np.asarray(sample.resize(size, Image.Resampling[mode.upper()]))
+        by_torch = torch.nn.functional.interpolate(image, size=size[::-1], mode=mode, antialias=True)[0]
+        if not np.array_equal(found[0].transpose(1, 2, 0), by_pillow):
+            return False
+        if not np.array_equal(found[1, :, :, ::-1], by_torch.numpy()):
             return False
     return True
 

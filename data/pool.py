@@ -32,6 +32,7 @@ from data.workers import start_worker, worker_context
 
 Task = TypeVar("Task", contravariant=True)
 Given = TypeVar("Given")
+Result = TypeVar("Result")
 Pin = Callable[[Tensor], Callable[[], None]]
 Warn = Callable[[str], None]
 PREFETCH: Final = 2  # batches that each worker makes ahead
@@ -39,6 +40,7 @@ LENT: Final = 3  # batches in the consumer's hands: the one in use, the next one
 MAX_LOSSES: Final = 3  # workers that one batch may cost
 STUCK_AFTER_S: Final = 1800.0
 _TICK_S: Final = 1.0
+_END_S: Final = 5.0  # for a killed process; one that waits for a dead network disk cannot even be killed
 
 
 class Job(Protocol[Task]):
@@ -91,7 +93,7 @@ class Pool(Generic[Given]):
         memory that a device reads, and returns what undoes that.
         """
         assert num_workers > 0, "a pool without workers makes nothing"
-        self._job, self._num_workers = job, num_workers
+        self._job, self._num_workers = pickle.dumps(job), num_workers
         self._name_of, self._stuck_after_s, self._pin = name_of, stuck_after_s, pin
         self._warn = warn or partial(warnings.warn, category=RuntimeWarning, stacklevel=2)
         self._slots = Slots(job.shape, num_workers * PREFETCH + LENT, num_lent=LENT)
@@ -184,7 +186,7 @@ class Pool(Generic[Given]):
 
     def _replace(self, worker: _Worker[Given], what: str) -> None:
         """A new process for what the old one leaves; ChildProcessError when its batch has cost too many."""
-        worker.process.join(timeout=5.0)
+        worker.process.join(timeout=_END_S)
         order = worker.orders[0]
         order.losses += 1
         text = f"loader worker {worker.process.pid} {what}{_ending(worker.process)} at {self._place(worker)}"
@@ -209,8 +211,9 @@ class Pool(Generic[Given]):
             worker.pipe.close()
             worker.process.kill()  # it holds nothing that must be put away, and may be in a long batch
         for worker in self._workers:
-            worker.process.join()
-            worker.process.close()
+            worker.process.join(timeout=_END_S)
+            if worker.process.exitcode is not None:
+                worker.process.close()
 
 
 def _send(worker: _Worker[Given], order: _Order[Given]) -> None:
@@ -233,14 +236,15 @@ def _beats_in(block: SharedBlock) -> NDArray[np.int64]:
 
 
 def _work(
-    job: Job[Given],
+    packed: bytes,
     slots: WorkerSlots,
     beat_block: SharedBlock,
     number: int,
     pipe: "connection.Connection[Any, Any]",
 ) -> None:
-    """A worker's life."""
+    """A worker's life. `packed`: its job, unpacked where an error is an answer (such as: the index has changed)."""
     start_worker()
+    job = _attempt(partial(pickle.loads, packed))
     beat = _beats_in(beat_block)[number]
 
     def at(key: int) -> None:
@@ -250,16 +254,19 @@ def _work(
     while True:
         try:
             task, slot = pipe.recv()
-            pipe.send(_answer(job, task, slots.arrays(slot), at))
+            pipe.send(
+                job
+                if isinstance(job, Exception)
+                else _attempt(partial(job.fill, task, slots.arrays(slot), at))
+            )
         except (EOFError, OSError):  # the pipe's other end is closed: nobody wants more
             return
 
 
-def _answer(
-    job: Job[Given], task: Given, into: Arrays, at: Callable[[int], None]
-) -> list[BadSample] | Exception:
+def _attempt(work: Callable[[], Result]) -> Result | Exception:
+    """What comes of it, or an error that travels."""
     try:
-        return job.fill(task, into, at)
+        return work()
     except (ValueError, OSError) as error:
         try:
             pickle.loads(pickle.dumps(error))

@@ -14,17 +14,8 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 
 from data.decode import inspect
-from data.index import (
-    FLAG_CMYK,
-    FLAG_GRAY,
-    FLAG_PROGRESSIVE,
-    FLAG_ROTATED,
-    FORMATS,
-    RECORD,
-    Description,
-    Shard,
-    save_index,
-)
+from data.description import Description, Shard, save_index
+from data.index import FLAG_CMYK, FLAG_GRAY, FLAG_PROGRESSIVE, FLAG_ROTATED, FORMATS, RECORD
 from data.verify import key_hash
 from data.workers import start_worker, worker_context
 

@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from data.description import Shard
 from data.existing import index_existing
-from data.index import FLAG_FORMAT, FORMATS, DatasetIndex, Shard, load_index
+from data.index import FLAG_FORMAT, FORMATS, DatasetIndex, load_index
 from data.info import info
 from data.journal import Planned, digest_of, resumable_folder, take_place
 from data.order import hash64

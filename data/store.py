@@ -13,7 +13,7 @@ from data.download import Download
 from data.remote import RemoteError, Retry, join, read_bytes, shown
 
 if TYPE_CHECKING:
-    from data.index import Shard
+    from data.description import Shard
 
 __all__ = ["LocalShards", "NoRoom", "RemoteShards", "ShardStore"]
 

@@ -22,7 +22,8 @@ from PIL import Image
 from data.adain import MULTIPLE, check_weights, load_style_transfer
 from data.band_match import match_bands, texture
 from data.decode import Picture
-from data.index import DatasetIndex, Shard, load_index
+from data.description import Shard
+from data.index import DatasetIndex, load_index
 from data.journal import Planned, digest_of, resumable_folder
 from data.order import hash64, text_to_int
 from data.read import ShardReader

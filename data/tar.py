@@ -177,9 +177,11 @@ def _extension(content: bytes, kind: bytes, path: Path, offset: int) -> str:
     name = ""
     while content:
         length, _, rest = content.partition(b" ")
-        record = rest[: int(length) - len(length) - 1] if length.isdigit() else b""
+        # The length counts itself: one that is smaller (0) would be read again and again.
+        size = int(length) - len(length) - 1 if length.isdigit() and len(length) < 9 else 0
+        record = rest[: max(size, 0)]
         keyword, equals, value = record.partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+        if not equals or not record.endswith(b"\n") or len(record) < size:
             raise _error(path, offset, "a pax header that cannot be read")
         if keyword == b"path" and kind == b"x":
             name = _text(value[:-1], path, offset)

@@ -1,13 +1,13 @@
 """One picture to the uint8 array that enters a batch: random for training, fixed for evaluation.
 
 All randomness of a sample comes from its own seed, so the result depends on nothing but (picture, settings,
-seed). The operations are timm's: random resized crop, flip, RandAugment (in PIL), in that order.
+seed). The operations are timm's: random resized crop, flip, RandAugment and colour jitter (in PIL), in that order.
 """
 
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,8 +44,8 @@ class AugmentSettings:
 
     `randaug` is timm's string, such as rand-m9-mstd0.5-inc1, or None; `magnitude` replaces its m, for recipes
     that raise the strength from epoch to epoch. `fill` colours what rotation and shear uncover: round(255 *
-    mean). Colour jitter and erasing always run on the device, RandAugment where `randaug_on` says; see
-    `data.augment`.
+    mean). RandAugment and then colour jitter run where `randaug_on` and `jitter_on` say, erasing on the device; see
+    `data.augment`. timm leaves colour jitter out beside RandAugment; here it is on whenever it is given.
 
     `resampler` pillow gives timm's pixels to the bit, torch a level beside them at most (`data.resize`). `decode`
     scaled reduces crops of JPEGs that are at least twice too large while they are decoded. All of these are
@@ -64,6 +64,7 @@ class AugmentSettings:
     fill: tuple[int, int, int] = (124, 116, 104)
     randaug_on: Literal["host", "device"] = "host"
     jitter: Jitter | None = None
+    jitter_on: Literal["host", "device"] = "host"
     erase: Erase | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +82,13 @@ class AugmentSettings:
             raise ValueError(f"RandAugment magnitude {self.magnitude} is outside 0..10")
         if self.randaug_on not in ("host", "device"):
             raise ValueError(f"randaug_on {self.randaug_on!r} is unknown; use host or device")
+        if self.jitter_on not in ("host", "device"):
+            raise ValueError(f"jitter_on {self.jitter_on!r} is unknown; use host or device")
+        if self.host_jitter is not None and self.device_randaug is not None:
+            raise ValueError(
+                "jitter_on host and randaug_on device contradict each other: colour jitter comes after RandAugment; "
+                "use jitter_on=device"
+            )
         if self.resampler not in ("torch", "pillow"):
             raise ValueError(f"resampler {self.resampler!r} is unknown; use torch or pillow")
         if self.decode not in ("full", "scaled"):
@@ -98,6 +106,14 @@ class AugmentSettings:
     @property
     def device_randaug(self) -> str | None:
         return self.randaug if self.randaug_on == "device" else None
+
+    @property
+    def host_jitter(self) -> Jitter | None:
+        return self.jitter if self.jitter_on == "host" else None
+
+    @property
+    def device_jitter(self) -> Jitter | None:
+        return self.jitter if self.jitter_on == "device" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +137,11 @@ class EvalTransform:
             raise ValueError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
         check_interpolation(self.interpolation)
 
-    def apply(self, picture: Picture, *, image_size: int) -> NDArray[np.uint8]:
-        """uint8 [3,image_size,image_size]."""
+    def apply(
+        self, picture: Picture, *, image_size: int, into: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """uint8 [3,image_size,image_size]: `into`, if that is given."""
+        into = _room(image_size) if into is None else into
         whole = Box(0, 0, picture.width, picture.height)
         new_size, window = (image_size, image_size), Box(0, 0, image_size, image_size)
         if self.mode == "none" and (picture.width, picture.height) != new_size:
@@ -133,36 +152,70 @@ class EvalTransform:
         if self.mode == "center":
             new_size = shorter_to(picture.width, picture.height, math.floor(image_size / self.crop_pct))
             window = center_box(*new_size, image_size)
-        return resize_window(picture, whole, new_size, window=window, interpolation=self.interpolation)
+        interpolation = self.interpolation
+        resize_window(picture, whole, new_size, window=window, interpolation=interpolation, into=into)
+        return into
+
+
+def crop_numbers(seeds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What decides crop and flip of the samples with these seeds (int64 [N]): float64 [N,NUM_CROP_NUMBERS+1]."""
+    return uniform(hash64(seeds[:, None], "crop", np.arange(NUM_CROP_NUMBERS + 1)))
 
 
 def train_transform(
-    picture: Picture, settings: AugmentSettings, *, sample_seed: int, image_size: int
+    picture: Picture,
+    settings: AugmentSettings,
+    *,
+    sample_seed: int,
+    image_size: int,
+    numbers: Sequence[float] | None = None,
+    into: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """uint8 [3,image_size,image_size]; equal arguments give equal arrays."""
-    numbers = uniform(hash64(sample_seed, "crop", np.arange(NUM_CROP_NUMBERS + 1))).tolist()
+    """uint8 [3,image_size,image_size]: `into`, if that is given. Equal arguments give equal arrays.
+
+    `numbers`: those of `crop_numbers` for this seed; a caller that has a batch makes them at once.
+    """
+    if numbers is None:
+        numbers = crop_numbers(np.array([sample_seed]))[0].tolist()
+    into = _room(image_size) if into is None else into
     box = random_box(
         picture.width, picture.height, scale=settings.scale, ratio=settings.ratio, numbers=numbers
     )
-    pixels = _crop(picture, box, settings, image_size)
-    if numbers[-1] < settings.flip:
-        pixels = pixels[:, :, ::-1]
-    if settings.host_randaug is None:
-        return pixels
-    # Planes are handed over one by one: an interleaved copy would cost five times as much.
-    image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels])
-    image = _rand_augment(image, build_randaug(settings), sample_seed=sample_seed)
-    return np.asarray(image).transpose(2, 0, 1)
+    _crop(picture, box, settings, into=into, is_mirrored=numbers[-1] < settings.flip)
+    if settings.host_randaug is not None or settings.host_jitter is not None:
+        # Planes are handed over one by one: an interleaved copy would cost five times as much.
+        image = Image.merge("RGB", [Image.fromarray(plane) for plane in into])
+        if settings.host_randaug is not None:
+            image = _rand_augment(image, build_randaug(settings), sample_seed=sample_seed)
+        if settings.host_jitter is not None:
+            image = settings.host_jitter.on_picture(image, sample_seed=sample_seed)
+        into[:] = np.asarray(image).transpose(2, 0, 1)
+    return into
 
 
-def _crop(picture: Picture, box: Box, settings: AugmentSettings, size: int) -> NDArray[np.uint8]:
-    """uint8 [3,size,size]"""
+def _room(size: int) -> NDArray[np.uint8]:
+    return np.empty((3, size, size), np.uint8)
+
+
+def _crop(
+    picture: Picture, box: Box, settings: AugmentSettings, *, into: NDArray[np.uint8], is_mirrored: bool
+) -> None:
+    """`into`: uint8 [3,size,size]"""
+    size, interpolation = into.shape[2], settings.interpolation
     denominator = _denominator(box, size) if settings.decode == "scaled" else 1
-    interpolation = settings.interpolation
     if settings.resampler == "torch" and has_torch_filter(interpolation):
-        return resize_torch(picture.reduced_region(box, denominator), size, interpolation)
-    whole = Box(0, 0, size, size)
-    return resize_window(picture, box, (size, size), window=whole, interpolation=interpolation)
+        pixels = picture.reduced_region(box, denominator)
+        resize_torch(pixels, interpolation, into=into, is_mirrored=is_mirrored)
+        return
+    resize_window(
+        picture,
+        box,
+        (size, size),
+        window=Box(0, 0, size, size),
+        interpolation=interpolation,
+        into=into,
+        is_mirrored=is_mirrored,
+    )
 
 
 def _denominator(box: Box, size: int) -> Denominator:

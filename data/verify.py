@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import inspect
-from data.index import Description, Shard, read_description
+from data.description import Description, Shard, read_description
+from data.mapped import map_array
 from data.order import hash64, text_to_int
 from data.tar import Member, scan
 from data.watch import Nobody, Watch
@@ -139,7 +140,7 @@ def _open_arrays(
         elif hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             problems.append(f"{path.name}: sha256 differs from the index")
         else:
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            arrays.append(map_array(path))
     if len(arrays) < 2:
         return problems, None
     return problems, (arrays[0], arrays[1])

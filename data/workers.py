@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -30,19 +30,18 @@ def worker_context() -> ForkServerContext:
 
 
 def _start_server() -> None:
-    """Starts the fork server, if it does not run yet, deaf to SIGTERM.
+    """Starts the fork server, if it does not run yet, deaf to SIGINT and SIGTERM, as its children will be.
 
-    Cluster managers send SIGTERM to every process of a job. The parent then saves its state, for which it may
-    need a batch more; a server (and children, which inherit this) that died at once would fail that save.
+    Ctrl-C and a cluster manager's SIGTERM reach every process of a job. The parent then saves its state, for which it
+    may need a batch more; a server, or a child that has not come to `start_worker` yet, that died of it would fail that
+    save. They are blocked here for a moment, not ignored: what comes now comes a moment later.
     """
-    if threading.current_thread() is not threading.main_thread():
-        forkserver.ensure_running()
-        return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which unblocks them when it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(_worker: int = 0) -> None:

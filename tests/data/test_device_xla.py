@@ -39,7 +39,7 @@ where = torch_xla.device()
 def settings(magnitude):
     return AugmentSettings(
         randaug=text, magnitude=magnitude, randaug_on="device", jitter=Jitter(brightness=0.4, hue=0.1),
-        erase=Erase(prob=0.5, mode="pixel"),
+        jitter_on="device", erase=Erase(prob=0.5, mode="pixel"),
     )
 
 

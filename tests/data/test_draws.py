@@ -35,6 +35,25 @@ def test_group_none_is_one_draw_per_global_batch() -> None:
     assert len(set(first[:, START])) == 8
 
 
+def test_one_start_for_a_global_batch_on_every_share_of_it() -> None:
+    settings = MixSettings(mixup_alpha=0.8, one_start=True)
+    for epoch in (0, 1):
+        parts = [
+            draw_train(np.arange(i, i + 4), settings, seed=0, epoch=epoch, batch_start=8, image_size=32)
+            for i in (8, 12)
+        ]
+        assert len({*parts[0][:, START], *parts[1][:, START]}) == 1
+        each = draw_train(
+            np.arange(8, 12), MixSettings(mixup_alpha=0.8), seed=0, epoch=epoch, batch_start=8, image_size=32
+        )
+        assert np.array_equal(parts[0][:, :START], each[:, :START]), "the other draws stay"
+    starts = [
+        draw_train(np.array([i]), settings, seed=0, epoch=0, batch_start=i, image_size=32)[0, START]
+        for i in range(0, 16000, 8)
+    ]
+    assert stats.kstest(starts, "uniform").pvalue > 1e-3
+
+
 def test_pairs_share_their_draw() -> None:
     rows = draw(np.arange(2000), BOTH)
     assert np.array_equal(rows[0::2, :START], rows[1::2, :START])

@@ -138,8 +138,9 @@ def test_label_out_of_range(root: Path, label: int) -> None:
         load_index(root)
 
 
-def test_offset_past_the_end(root: Path) -> None:
-    rewrite_records(root, offset=10240)
+@pytest.mark.parametrize("offset", [10240, 2**63, 2**64 - 1])
+def test_offset_past_the_end(root: Path, offset: int) -> None:
+    rewrite_records(root, offset=offset)
     with pytest.raises(ValueError, match="points past the shard's 10240 bytes"):
         load_index(root)
 
@@ -171,3 +172,27 @@ def test_shard_names_cannot_leave_the_folder(root: Path) -> None:
     edit(root, shards=shards)
     with pytest.raises(ValueError, match="is not a plain file name"):
         load_index(root)
+
+
+def test_a_shard_named_twice(root: Path) -> None:
+    shards = json.loads((root / "index.json").read_text())["shards"]
+    edit(root, shards=[*shards, shards[0]], num_samples=11)
+    with pytest.raises(ValueError, match="it names a shard twice"):
+        load_index(root)
+
+
+def test_records_that_changed(root: Path) -> None:
+    """Whatever is in them, and still in range."""
+    rewrite_records(root, label=1 - int(load_index(root).label(4)))
+    with pytest.raises(ValueError, match=r"train-000001.tar.idx.npy differs from what index.json says of it"):
+        load_index(root)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_more_shards_than_a_process_may_have_files_open(root: Path) -> None:
+    """ImageNet has 1281 of 2 arrays each; usual limit: 1024."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    index = load_index(root)
+    assert [index.name(key) for key in range(8)]
+    assert index.labels().sum() == 4
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,20 +1,34 @@
 """The order on layouts that would need too many processes: the same tasks, planned for every rank, dealt to workers
 that each have their own copy of what they compute from, without pixels."""
 
+import io
 from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from data.description import Description, Shard
+from data.index import RECORD, DatasetIndex
+from data.jobs import EvalBatches
 from data.order import Cursor, advance, hash64, plan_eval, plan_train, sample_seed
+from data.read import ShardReader
 from data.repeat import RepeatedOrder
+from data.slots import new_arrays
+from data.store import LocalShards
+from data.transform import EvalTransform
 from data.window import FullOrder, SampleOrder, WindowOrder
 
 NUM_SAMPLES = 1441
 GLOBAL_BATCH = 720  # of as many ranks as divide it, see below; half the samples but one
 SHARDS = (1, 2, 3, 5, 8, 16, 33, 64)
 Keys = NDArray[np.int64]
+_file = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_file, "PNG")
+PIXEL = _file.getvalue()
 
 
 def counts_of(num_shards: int, num_samples: int = NUM_SAMPLES) -> list[int]:
@@ -88,6 +102,50 @@ def test_evaluation_has_each_key_once(num_samples: int, world_size: int) -> None
     assert {len(share) for share in shares} == {local}
     together = np.concatenate(shares)
     assert np.array_equal(np.sort(together[together >= 0]), np.arange(num_samples))
+
+
+def index_of(num_shards: int, num_samples: int) -> DatasetIndex:
+    """An index of shards that are not there; labels count upwards from 7."""
+    records = np.zeros(num_samples, RECORD)
+    records["label"] = 7 + np.arange(num_samples)
+    counts = counts_of(num_shards, num_samples)
+    unknown = {"size": 1, "sha256": "", "index_sha256": "", "keys_sha256": ""}
+    shards = [Shard(name=str(n), num_samples=count, **unknown) for n, count in enumerate(counts)]  # type: ignore[arg-type]
+    description = Description(
+        dataset="", split="", classes=(), num_samples=num_samples, key_hash="", shards=tuple(shards), created_by=""
+    )  # fmt: skip
+    parts = np.split(records, np.cumsum(counts)[:-1])
+    return DatasetIndex(Path(), description, parts, store=LocalShards(Path()))
+
+
+class OneImage(ShardReader):
+    def read(self, key: int) -> bytes:
+        return PIXEL
+
+
+@pytest.mark.parametrize("world_size", range(1, 17))
+@pytest.mark.parametrize("num_samples", [1, 49])
+def test_evaluation_on_ranks_workers_and_shards(num_samples: int, world_size: int) -> None:
+    """The jobs of all ranks, dealt to 0 to 8 workers, over 1 to 64 shards: each key once, with its label."""
+    global_batch = -(-48 // world_size) * world_size
+    local = global_batch // world_size
+    rows = plan_eval(np.arange(num_samples), global_batch)
+    resize = EvalTransform(mode="none")
+    for num_shards, num_workers in product(SHARDS, range(9)):
+        index = index_of(num_shards, num_samples)
+        found: list[tuple[int, int]] = []
+        for rank in range(world_size):
+            workers = [
+                EvalBatches(reader=OneImage(index), seed=0, local_batch=local, image_size=1, resize=resize)
+                for _ in range(max(num_workers, 1))
+            ]
+            for number, row in enumerate(rows):
+                worker = workers[number % len(workers)]
+                into = new_arrays(worker.shape)
+                assert worker.fill(row[rank * local : (rank + 1) * local], into, lambda key: None) == []
+                found += zip(into.key[into.mask].tolist(), into.label[into.mask].tolist(), strict=True)
+                assert (into.label[~into.mask] == -1).all()
+        assert sorted(found) == [(key, 7 + key) for key in range(num_samples)]
 
 
 @pytest.mark.parametrize(("num_samples", "global_batch"), [(1, 1), (49, 48), (48, 48), (95, 48)])

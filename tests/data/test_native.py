@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,7 +18,7 @@ from data import native
 from data.crop import Box
 from data.decode import Picture, native_available
 from data.native import exact_resizer, native_parts, region_decoder
-from data.resize import FILTER, resize_window
+from data.resize import FILTER, resize_torch, resize_window
 from data.transform import AugmentSettings, EvalTransform, train_transform
 
 # Not built is a reason to skip; built and refused by its own check is a failure.
@@ -229,14 +230,38 @@ def test_a_window_is_pillows(interpolation: str, data: st.DataObject) -> None:
     expected = np.asarray(image)[
         window.top : window.top + window.height, window.left : window.left + window.width
     ]
-    found = resize_window(
-        picture,
-        Box(0, 0, width, height),
-        (new_width, new_height),
-        window=window,
-        interpolation=interpolation,
-    )
-    assert np.array_equal(found.transpose(1, 2, 0), expected)
+    found = np.empty((3, window.height, window.width), np.uint8)
+    for is_mirrored in (False, True):
+        resize_window(
+            picture,
+            Box(0, 0, width, height),
+            (new_width, new_height),
+            window=window,
+            interpolation=interpolation,
+            into=found,
+            is_mirrored=is_mirrored,
+        )
+        assert np.array_equal(found.transpose(1, 2, 0), expected[:, ::-1] if is_mirrored else expected)
+
+
+@needs_resize
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_torchs_resize_is_torchs(interpolation: str, data: st.DataObject) -> None:
+    width, height, new_width, new_height = (data.draw(st.integers(1, 120)) for _ in range(4))
+    pixels = noisy(width, height, seed=width + height)
+    if data.draw(st.booleans()):
+        pixels = np.where(pixels > 128, 255, 0).astype(np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    size = new_height, new_width
+    expected = torch.nn.functional.interpolate(image, size=size, mode=interpolation, antialias=True)[
+        0
+    ].numpy()
+    found = np.empty((3, *size), np.uint8)
+    for is_mirrored in (False, True):
+        resize_torch(pixels, interpolation, into=found, is_mirrored=is_mirrored)
+        assert np.array_equal(found, expected[:, :, ::-1] if is_mirrored else expected)
 
 
 @needs_resize
@@ -249,10 +274,12 @@ def test_vectors_and_plain_loops_agree(data: st.DataObject) -> None:
     pixels = noisy(width, height, seed=width)
     found = np.empty((2, 3, new_height, new_width), np.uint8)
     whole, window = Box(0, 0, width, height), Box(0, 0, new_width, new_height)
+    sizes, kind = (
+        ((width, height), (new_width, new_height)),
+        (data.draw(st.booleans()), data.draw(st.booleans())),
+    )
     for is_plain in (False, True):
-        resize(
-            pixels, whole, (width, height), (new_width, new_height), window, 2, found[int(is_plain)], is_plain
-        )
+        resize(pixels, whole, *sizes, window, 2, found[int(is_plain)], *kind, is_plain)
     assert np.array_equal(found[0], found[1])
 
 

@@ -229,7 +229,7 @@ def test_an_index_that_does_not_fit(
     assert "copy/index.json: Expecting value" in load()
     (tmp_path / "copy/index.json").unlink()
     assert "HTTP 404" in (message := load())
-    assert "--no-index" in message
+    assert "run `shards index` where the shards lie" in message
 
 
 def test_a_known_index_opens_without_its_server(

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import data.suite
+from data.description import INDEX_FILE
 from data.digits import write_digits
-from data.index import INDEX_FILE
 from data.shifts import SHIFTS
 from data.suite import Suite, find_shards, found_suites, list_suites, load_suite, own_suite
 

@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 from timm.data import create_transform
-from timm.data.auto_augment import AugmentOp
+from timm.data.auto_augment import AugmentOp, rand_augment_transform
+from torchvision.transforms import ColorJitter
 
 from data.crop import NUM_CROP_NUMBERS, random_box
 from data.decode import Picture
+from data.jitter import Jitter
 from data.order import hash64, uniform
 from data.transform import (
     AugmentSettings,
@@ -260,6 +263,33 @@ def test_every_operation_at_every_level(text: str, level: int) -> None:
                 )
 
 
+@pytest.mark.parametrize("m", range(11))
+@pytest.mark.parametrize("form", ["rand-m{}-mstd0.5-inc1", "rand-m{}-mstd0.5", "rand-m{}-inc1"])
+def test_operations_are_timms_but_for_black_pictures(form: str, m: int) -> None:
+    """Every operation of every set that recipes name: timm's pixels for the same draws, unless posterize leaves no bit,
+    which timm's own code makes black or refuses.
+    """
+    settings = AugmentSettings(randaug=form.format(m))
+    hparams = {"img_mean": settings.fill, "interpolation": Image.Resampling.BICUBIC}
+    theirs, ours = rand_augment_transform(form.format(m), hparams), build_randaug(settings)
+    assert (theirs.num_layers, theirs.choice_weights) == (ours.num_layers, ours.choice_weights)
+    image = photo(40, 30)
+    for their_op, our_op in zip(theirs.ops, ours.ops, strict=True):
+        assert (their_op.name, their_op.prob) == (our_op.name, our_op.prob)
+        for seed in range(4):
+            with seeded_random(seed):
+                found = our_op(image)
+            assert np.asarray(found).max() > 0
+            try:
+                with seeded_random(seed):
+                    expected = their_op(image)
+            except ValueError:  # Pillow 13, of no bits
+                assert our_op.name.startswith("Posterize")
+                continue
+            if np.asarray(expected).max() > 0:
+                assert np.array_equal(np.asarray(found), np.asarray(expected)), our_op.name
+
+
 def _always(op: AugmentOp, level: int) -> AugmentOp:
     fixed = AugmentOp(op.name, prob=1.0, magnitude=level, hparams={**op.hparams, "magnitude_std": 0})
     fixed.level_fn, fixed.kwargs = op.level_fn, op.kwargs
@@ -314,12 +344,51 @@ def test_magnitude_overrides_the_string_and_fill_and_filter_arrive() -> None:
         {"interpolation": "random"},
         {"resampler": "opencv"},
         {"decode": "half"},
+        {"jitter_on": "gpu"},
+        {"jitter": Jitter(brightness=0.4), "jitter_on": "host", "randaug": RANDAUG, "randaug_on": "device"},
         {"decode": "scaled", "resampler": "pillow"},
     ],
 )
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentSettings(**wrong)
+
+
+@pytest.mark.parametrize("hue", [0.0, 0.1])
+def test_host_jitter_is_torchvisions_color_jitter(hue: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own transform, given our amounts and our order instead of those of torch's global generator."""
+    jitter = Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=hue)
+    image, settings = photo(40, 30), AugmentSettings(flip=1.0, jitter=jitter)
+    orders = set()
+    for seed in range(12):
+        plain = train_transform(
+            picture(image), replace(settings, jitter=None), sample_seed=seed, image_size=24
+        )
+        found = train_transform(picture(image), settings, sample_seed=seed, image_size=24)
+        steps = dict(jitter.draw(np.array([seed])).reshape(-1, 2).tolist())
+        orders.add(tuple(steps))
+        drawn = torch.tensor(list(steps)).int(), *(steps.get(float(change)) for change in range(4))
+        monkeypatch.setattr(ColorJitter, "get_params", lambda *_, drawn=drawn: drawn)
+        expected = ColorJitter(0.4, 0.4, 0.4, hue)(Image.fromarray(plain.transpose(1, 2, 0)))
+        assert np.array_equal(found.transpose(1, 2, 0), np.asarray(expected))
+        assert not np.array_equal(found, plain)
+    assert len(orders) > 3
+
+
+def test_host_jitter_follows_randaug_and_leaves_the_generators_alone() -> None:
+    settings = AugmentSettings(randaug=RANDAUG, jitter=Jitter(brightness=0.4, hue=0.1))
+    image = picture(photo(60, 50))
+    random.seed(3)
+    torch.manual_seed(3)
+    states = random.getstate(), torch.get_rng_state()
+    for seed in range(6):
+        first = train_transform(image, replace(settings, jitter=None), sample_seed=seed, image_size=24)
+        found = train_transform(image, settings, sample_seed=seed, image_size=24)
+        assert settings.jitter is not None
+        by_hand = settings.jitter.on_picture(Image.fromarray(first.transpose(1, 2, 0)), sample_seed=seed)
+        assert np.array_equal(found.transpose(1, 2, 0), np.asarray(by_hand))
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "border"}, {"crop_pct": 1.2}, {"interpolation": "cubic"}])
