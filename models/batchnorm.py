@@ -33,14 +33,18 @@ class PrimitiveBatchNorm2d(nn.BatchNorm2d):
         act: nn.Module | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.has_act = act is not None  # it stands for a BatchNormAct2d
         self.drop = drop if drop is not None else nn.Identity()
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
         """(N,C,H,W) -> (N,C,H,W)."""
-        normed = self._train_forward(input) if self.training else super().forward(input)
+        normed = self._train_forward(input) if self.training else self._eval_forward(input)
         out: Tensor = self.act(self.drop(normed))
         return out
+
+    def _eval_forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (N,C,H,W) -> normalised x; mean [C] and unbiased variance [C] for the running statistics."""
@@ -96,7 +100,7 @@ class GroupBatchNorm2d(PrimitiveBatchNorm2d):
             wanted = f"groups of {self.group_size}" if self.group_size else f"{self.num_groups} groups"
             raise ValueError(f"BatchNorm of {wanted} cannot split {batch} images; change batch or norm_stats")
         count = size * height * width
-        _check_count(count)
+        check_count(count)
         groups = x.reshape(batch // size, size, channels, height, width)
         mean = groups.mean((1, 3, 4), keepdim=True)
         centred = groups - mean
@@ -123,7 +127,7 @@ class GlobalBatchNorm2d(PrimitiveBatchNorm2d):
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count = x.shape[0] * x.shape[2] * x.shape[3] * self.world_size
-        _check_count(count)
+        check_count(count)
         mean = self.reduce(x.sum((0, 2, 3))) / count
         centred = x - mean.view(1, -1, 1, 1)
         var = self.reduce((centred * centred).sum((0, 2, 3))) / count
@@ -131,6 +135,6 @@ class GlobalBatchNorm2d(PrimitiveBatchNorm2d):
         return normed, mean, var * (count / (count - 1))
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
     if count < 2:
         raise ValueError("BatchNorm trains on more than 1 value per channel and group; use a larger group")

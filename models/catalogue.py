@@ -1,5 +1,7 @@
 """Writes models/catalogue.csv, the table behind `list models`: `python -m models.catalogue` (about seven minutes).
 
+With `--own` the lines of timm's models stay as they are and only the others are written anew (seconds).
+
 Every model of the toolkit and of the installed timm is built once on the meta device, where tensors have shapes
 and no memory. The table exists because importing torch and timm takes longer than a list may take.
 
@@ -10,6 +12,7 @@ the architecture's: named below for the families that robustness papers use, els
 configuration, else the first one in the documentation of timm's family.
 """
 
+import argparse
 import csv
 import importlib.metadata
 import inspect
@@ -18,7 +21,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +32,12 @@ from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import small as small  # registers small_cnn and small_vit
+import models as models  # registers the toolkit's own
 
 PATH = Path(__file__).with_name("catalogue.csv")
+HEAD = f"# timm {importlib.metadata.version('timm')}; written by `python -m models.catalogue`"
 PAPERS = (  # the first fitting prefix counts; the architecture's own paper, not that of its weights
+    ("robust_resnet", "2206.03452"),
     ("wide_resnet", "1605.07146"),
     ("resnext", "1611.05431"),
     ("resnet", "1512.03385"),
@@ -79,7 +84,7 @@ def describe(name: str) -> Row:
         macs=None if model is None else count_macs(model, size),
         input_size=size[-1],
         num_classes=getattr(model, "num_classes", 1000),
-        paper="" if own else _paper(name, config.paper_ids if config is not None else None, entry.__module__),
+        paper=_paper(name, config.paper_ids if config is not None else None, entry.__module__),
         license="" if own or config is None else config.license or "",
     )
 
@@ -94,17 +99,26 @@ def count_macs(model: nn.Module, size: tuple[int, ...]) -> int | None:
     return int(counter.get_total_flops()) // 2
 
 
-def make_table(names: Iterable[str]) -> str:
-    """The CSV text; its first line, a comment, says which timm it describes."""
+def make_table(names: Iterable[str], known: Mapping[str, list[str]] | None = None) -> str:
+    """The CSV text; its first line, a comment, says which timm it describes. Rows in `known` are taken over."""
     set_fused_attn(False)  # fused attention has no meta kernel that is counted on every version
     file = io.StringIO()
-    version = importlib.metadata.version("timm")
-    file.write(f"# timm {version}; written by `python -m models.catalogue`\n")
+    file.write(f"{HEAD}\n")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Row._fields)
     for name in names:
-        writer.writerow(["" if value is None else value for value in describe(name)])
+        row = known.get(name) if known else None
+        writer.writerow(row or ["" if value is None else value for value in describe(name)])
     return file.getvalue()
+
+
+def read_rows(source: str) -> dict[str, list[str]]:
+    """The present table's rows whose source is "timm" or "toolkit". ValueError if it is of another timm."""
+    head, _, *lines = PATH.read_text(encoding="utf-8").splitlines()
+    if head != HEAD:
+        raise ValueError(f"{PATH} begins with {head!r}, not {HEAD!r}; write all of it, without --own")
+    column = Row._fields.index("source")
+    return {row[0]: row for row in csv.reader(lines) if row[column] == source}
 
 
 def _on_meta(name: str) -> nn.Module | None:
@@ -130,6 +144,9 @@ def _paper(name: str, paper_ids: object, module: str) -> str:
 
 def main() -> None:
     """Writes the table; a line to stderr every hundred models, because it takes minutes."""
+    parser = argparse.ArgumentParser(description="Write models/catalogue.csv, the facts about every model.")
+    parser.add_argument("--own", action="store_true", help="write only the toolkit's own models anew")
+    known = read_rows("timm") if parser.parse_args().own else {}
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     names = list_models()
@@ -140,7 +157,7 @@ def main() -> None:
                 print(f"{number} of {len(names)} models", file=sys.stderr, flush=True)
             yield name
 
-    PATH.write_text(make_table(told()), encoding="utf-8")
+    PATH.write_text(make_table(told(), known), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ same for every model, whatever it was trained with.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,18 @@ class PixelModel(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.name = name
+        # Where not empty, train() puts these modules alone into train mode (models/head.py).
+        self.trained_parts: tuple[nn.Module, ...] = ()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module.train, but a frozen part stays in eval mode."""
+        super().train(mode and not self.trained_parts)
+        self.training = mode
+        for part in self.trained_parts:
+            part.train(mode)
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N,3,H,W) float in [0, 1] -> logits (N, num_classes)."""

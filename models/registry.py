@@ -16,8 +16,10 @@ from torch import nn
 
 from models import small as small  # registers small_cnn and small_vit
 from models.batchnorm import Reduce
+from models.convert import set_norm
 from models.norm import set_norm_stats
 from models.pixel import PixelModel
+from models.split import SplitNorm2d
 
 
 def create_model(
@@ -28,6 +30,7 @@ def create_model(
     mean: Sequence[float],
     std: Sequence[float],
     norm_stats: str = "local",
+    split_norm: bool = False,
     num_devices: int = 1,
     reduce: Reduce | None = None,
     world_size: int = 1,
@@ -39,15 +42,22 @@ def create_model(
     """The model `name` (timm's names and list_models()) with fresh weights from torch's global generator.
 
     `mean` and `std` are in pixel units; norm_stats, num_devices, reduce, world_size and native_norm as in
-    models.norm; `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting
+    models.norm; `split_norm` makes two norms of every BatchNorm (models.split), and those statistics hold for
+    both; `extra` goes to the model's constructor. Raises ValueError for an unknown name, for a setting
     the model does not have, or for an image size it cannot take.
     """
-    _check_name(name)
+    check_name(name)
     if num_classes < 1:
         raise ValueError(f"num_classes {num_classes} is below 1; a classifier needs at least one class")
     settings = {"num_classes": num_classes, "img_size": image_size, "drop_path_rate": drop_path, **extra}
     backbone = _build(name, settings, pretrained=pretrained)
     _check_patches(name, backbone, image_size)
+    if split_norm:
+        set_norm(backbone, "split")
+        if not any(isinstance(module, SplitNorm2d) for module in backbone.modules()):
+            raise ValueError(
+                f"model {name!r} has no BatchNorm to split; set split_norm to false, or take another"
+            )
     set_norm_stats(
         backbone,
         norm_stats,
@@ -64,7 +74,8 @@ def list_models(pattern: str = "") -> list[str]:
     return list(timm.list_models(pattern))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """ValueError, with the nearest, for a name that create_model does not know."""
     # is_model also refuses timm's "hf-hub:..." names, which would fetch a file
     if is_model(get_arch_name(name)):
         return

@@ -2,13 +2,18 @@
 
 import csv
 import importlib.metadata
+import logging
+import sys
+import warnings
 from functools import cache
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from models import catalogue
 from models.catalogue import PATH, Row, count_macs, describe, make_table
 from models.registry import list_models
 
@@ -24,7 +29,16 @@ def as_text(row: Row) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["small_cnn", "small_vit", "resnet18", "poolformer_s12", "vit_base_patch16_siglip_224"]
+    "name",
+    [
+        "small_cnn",
+        "small_vit",
+        "resnet18",
+        "poolformer_s12",
+        "vit_base_patch16_siglip_224",
+        "robust_resnet_dw_small",
+        "robust_resnet_down_inverted_dw_base",
+    ],
 )
 def test_a_row_is_what_the_model_is(name: str) -> None:
     assert rows()[name] == as_text(describe(name))
@@ -74,6 +88,38 @@ def test_the_table_as_it_is_written() -> None:
     assert head.startswith("# timm 1.")
     assert columns == ",".join(Row._fields)
     assert line == ",".join(rows()["small_cnn"].values())
+
+
+def test_own_models_can_be_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, columns, *lines = PATH.read_text(encoding="utf-8").splitlines()
+    others = [line for line in lines if line.startswith("resnet18,")]
+    table = tmp_path / "catalogue.csv"
+    kept = others[0].replace(
+        "resnet18,resnet,timm,11689512", "resnet18,resnet,timm,7"
+    )  # would be counted anew
+    table.write_text(
+        "\n".join([head, columns, kept, "small_cnn,small,toolkit,7,7,7,7,,", ""]), encoding="utf-8"
+    )
+    monkeypatch.setattr(catalogue, "PATH", table)
+    monkeypatch.setattr(catalogue, "list_models", lambda: ["resnet18", "small_cnn", "small_vit"])
+    monkeypatch.setattr(sys, "argv", ["catalogue", "--own"])
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        catalogue.main()
+    logging.disable(level)
+    own = [",".join(rows()[name].values()) for name in ("small_cnn", "small_vit")]
+    assert table.read_text(encoding="utf-8").splitlines() == [head, columns, kept, *own]
+    table.write_text(f"# timm 0.1\n{columns}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"begins with '# timm 0.1'.*without --own"):
+        catalogue.main()
+
+
+def test_robust_resnets_name_their_paper() -> None:
+    found = [row for name, row in rows().items() if name.startswith("robust_resnet_")]
+    assert len(found) == 8
+    assert {(row["source"], row["input_size"], row["paper"]) for row in found} == {
+        ("toolkit", "224", "arXiv:2206.03452")
+    }
 
 
 def test_most_models_are_counted() -> None:

@@ -18,16 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from models.weights import (
-    FORMAT_KEY,
-    WeightFileError,
-    describe_state,
-    file_sha256,
-    json_value,
-    read_exported,
-    read_weights,
-    to_safetensors,
-)
+from models.weight_container import FORMAT_KEY, WeightFileError
+from models.weight_export import json_value, read_exported, to_safetensors
+from models.weight_facts import describe_state, file_sha256
+from models.weights import read_weights
 
 STATE = {
     "conv.weight": torch.arange(12.0).reshape(3, 4),
@@ -128,7 +122,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
     path, trace = tmp_path / "w.pth", tmp_path / "it ran"
     torch.save({"model": STATE, "extra": Bomb(trace)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        WeightFileError, match=r"holds Python objects \(\w+\.mkdir\).*; nothing was loaded; ask for"
+        WeightFileError, match=r"holds Python objects \(\w+\.mkdir\).*; nothing was loaded; keep its"
     ):
         read_weights(path)
     assert not trace.exists()
@@ -192,7 +186,7 @@ REFUSED = {
     "nothing": (saved({}), r"holds no state dict \(found: nothing\)"),
     "numbers": (
         saved({"lr": 0.1, "epoch": 3}),
-        r"holds no state dict \(found: 'lr', 'epoch'\); known are model",
+        r"holds no state dict \(found: 'lr', 'epoch'\); known are state_dict",
     ),
 }
 
