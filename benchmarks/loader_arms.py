@@ -74,11 +74,13 @@ def main() -> None:
     side, arm, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # gloo greets on stdout
     epochs = {"timm": timm_epochs, "ours": our_epochs}[side](arm, folder)
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         num_workers, num_epochs, *limit = map(int, line.split())
-        print(json.dumps(measure(epochs, num_workers, num_epochs, *limit)), flush=True)
+        print(json.dumps(measure(epochs, num_workers, num_epochs, *limit)), file=answers, flush=True)
 
 
 def measure(epochs: Epochs, num_workers: int, num_epochs: int, limit: int | None = None) -> dict[str, float]:
