@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from bits.environment import Precision
+from bits.environment import Clip, Precision
 from bits.later import LaterQueue, copies
 from bits.pinned import PinnedFeed, page_lock
+from bits.processor import peak_resident
 
 # Accelerate takes XLA whenever torch_xla is installed, even on a CUDA machine, unless told otherwise before import.
 os.environ.setdefault("USE_TORCH_XLA", "0")
@@ -143,11 +144,11 @@ class AcceleratedEnvironment:
     def backward(self, loss: Tensor) -> None:
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
-    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip: Clip | None) -> None:
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        if clip is not None:
+            clip(module)
         if self._scaler is not None:
             self._scaler.step(optimizer)
             self._scaler.update()
@@ -158,9 +159,10 @@ class AcceleratedEnvironment:
 
     @torch.no_grad()
     def _average_buffers(self, module: nn.Module) -> None:
-        # Running statistics only: the mean of n equal constants is not always the constant in float32.
+        # Running statistics that move only: the mean of n equal constants is not always the constant in float32.
+        moving = [part for part in module.modules() if part.training]
         statistics = [
-            getattr(part, name, None) for part in module.modules() for name in ("running_mean", "running_var")
+            getattr(part, name, None) for part in moving for name in ("running_mean", "running_var")
         ]
         buffers = [buffer for buffer in statistics if isinstance(buffer, Tensor)]
         if self.world_size == 1 or not buffers:
@@ -230,6 +232,11 @@ class AcceleratedEnvironment:
 
     def counters(self) -> dict[str, int]:
         return {"compiles": 0, "compile_ms": 0, "executes": 0, "host_reads": 0, "fallbacks": 0}
+
+    def peak_memory(self) -> tuple[int, str]:
+        if self.backend == "cpu":
+            return peak_resident(), "host memory"
+        return torch.cuda.max_memory_allocated(self.device), "device memory"
 
     def state_dict(self) -> dict[str, Tensor]:
         if self._scaler is None:

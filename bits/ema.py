@@ -3,14 +3,15 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
-    """`shadow <- decay * shadow + (1 - decay) * model` once an update; integer buffers are copied.
+    """`shadow <- shadow + (1 - decay) * (model - shadow)` once an update; integer buffers are copied.
 
     The shadow is float32 whatever autocast does, and is updated with in-place arithmetic between tensors, so
-    no backend can fold it into the live weights.
+    no backend can fold it into the live weights. Not decay * shadow + (1 - decay) * model: float32 has 0.9999 to
+    3e-8 only, and weights that stand still would be multiplied by 1.0003 or so.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,10 +21,11 @@ class Ema:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update_(self, model: nn.Module) -> None:
+    def update_(self, model: nn.Module, weight: Tensor | None = None) -> None:
+        """`weight` (0-dim, on the device) instead of 1 - decay: a tensor, so that it may change without a new graph."""
         live = model.state_dict()
         for name, shadow in self.module.state_dict().items():
             if shadow.is_floating_point():
-                shadow.mul_(self.decay).add_(live[name], alpha=1.0 - self.decay)
+                shadow.lerp_(live[name], 1.0 - self.decay if weight is None else weight)
             else:
                 shadow.copy_(live[name])

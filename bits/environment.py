@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16", "fp16"]
+Clip = Callable[[nn.Module], None]
+"""Changes gradients in place, on the device and without a host read."""
 
 
 class Environment(Protocol):
@@ -53,8 +55,8 @@ class Environment(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss`, scaled where fp16 needs it."""
 
-    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
-        """Unscale, clip, update, clear the gradients, make floating-point buffers equal on all processes."""
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip: Clip | None) -> None:
+        """Unscale, `clip(module)`, update, clear the gradients, make running statistics equal on all processes."""
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Sum over processes, as a new tensor. Not differentiable."""
@@ -84,6 +86,9 @@ class Environment(Protocol):
     def counters(self) -> dict[str, int]:
         """Since start: `compiles` and their `compile_ms`, `executes`, `host_reads`, `fallbacks` (0 where nothing
         compiles)."""
+
+    def peak_memory(self) -> tuple[int, str]:
+        """Most bytes that were in use so far, and of what: "device memory", or "host memory" of this process."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the backend itself must remember over a restart (the fp16 loss scale)."""

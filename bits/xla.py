@@ -16,13 +16,15 @@ import numpy as np
 import torch
 import torch_xla
 import torch_xla.backends
+import torch_xla.core.xla_model as xla_model
 import torch_xla.debug.metrics as metrics
 import torch_xla.distributed.spmd as spmd
 import torch_xla.runtime as runtime
 from torch import Tensor, nn
 
-from bits.environment import Precision
+from bits.environment import Clip, Precision
 from bits.later import LaterQueue, copies
+from bits.processor import peak_resident
 
 
 def open_environment(
@@ -104,9 +106,9 @@ class XlaEnvironment:
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip_norm: float | None) -> None:
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip: Clip | None) -> None:
+        if clip is not None:
+            clip(module)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -152,6 +154,12 @@ class XlaEnvironment:
             "host_reads": reads[0] if reads else 0,
             "fallbacks": sum(metrics.counter_value(n) for n in names),
         }
+
+    def peak_memory(self) -> tuple[int, str]:
+        if runtime.device_type() == "CPU":
+            return peak_resident(), "host memory"
+        found = xla_model.get_memory_info(self.device)
+        return int(found.get("peak_bytes_used") or found["bytes_used"]), "device memory"
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -1,8 +1,7 @@
 """From a recipe to live objects. The recipe tree is opened here and nowhere deeper."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +11,16 @@ from bits.environment import Environment
 from bits.noise import noise
 from bits.state import TrainState
 from data.augment import DeviceAugment, device_augment
-from data.batch import Batch
 from data.draws import MixSettings
 from data.erase import Erase
-from data.index import DatasetIndex, load_index
 from data.jitter import Jitter
-from data.loader import OnBad, train_loader
-from data.order import Cursor
-from data.pool import Pin, Warn
 from data.transform import AugmentSettings, EvalTransform
-from engine.optim import SGD, AdamW, TensorLrOptimizer, weight_decay_groups
+from engine.fits_model import asks, check_asked
+from engine.optim import SGD, AdamW, TensorLrOptimizer
+from engine.param_groups import groups_of
 from engine.recipe import Recipe
 from engine.schedule import warmup_at
+from models.head import train_head_only
 from models.norm import check_ghost
 from models.pixel import PixelModel
 from models.registry import create_model
@@ -52,33 +49,6 @@ def batch_layout(batch_size: int, env: Environment, *, field: str = "run.batch_s
     )
 
 
-def open_shards(
-    path: str, *, field: str, num_classes: int | None = None, classes: Sequence[str] | None = None
-) -> DatasetIndex:
-    """The index of shards at `path`, checked against a number of classes, or against the classes of a training.
-
-    Names are compared and not only counted: a label means the class at its place in the list.
-    """
-    index = load_index(Path(path))
-    if classes is not None and tuple(classes) != index.classes:
-        raise ValueError(
-            f"{field} {path} {_class_difference(index.classes, classes)}; the model would be misjudged"
-        )
-    if num_classes is not None and num_classes != len(index.classes):
-        raise ValueError(
-            f"{field} {path} has {len(index.classes)} classes and data.num_classes is {num_classes}; "
-            "correct one of the two"
-        )
-    return index
-
-
-def _class_difference(found: Sequence[str], trained: Sequence[str]) -> str:
-    if len(found) != len(trained):
-        return f"has {len(found)} classes and the training shards have {len(trained)}"
-    place = next(i for i, (a, b) in enumerate(zip(found, trained, strict=True)) if a != b)
-    return f"has class {found[place]!r} as number {place}, the training shards have {trained[place]!r} there"
-
-
 def check_model(recipe: Recipe, *, num_classes: int | None = None) -> PixelModel:
     """Refuses a model that cannot be built; on the meta device, so no memory is filled and nothing is trained.
 
@@ -86,15 +56,18 @@ def check_model(recipe: Recipe, *, num_classes: int | None = None) -> PixelModel
     """
     extra: dict[str, Any] = dict(recipe.model.args)
     with torch.device("meta"):
-        return create_model(
+        model = create_model(
             recipe.model.name,
             num_classes=num_classes or recipe.data.num_classes or 1000,
             image_size=recipe.data.image_size,
             mean=recipe.model.mean,
             std=recipe.model.std,
+            split_norm=recipe.model.split_norm,
             drop_path=recipe.model.drop_path,
             **extra,
         )
+    check_asked(recipe, model)
+    return model
 
 
 def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: Layout | None) -> PixelModel:
@@ -118,6 +91,7 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         mean=recipe.model.mean,
         std=recipe.model.std,
         norm_stats=recipe.model.norm_stats,
+        split_norm=recipe.model.split_norm,
         num_devices=env.num_devices,
         reduce=reduce,
         world_size=env.world_size,
@@ -130,57 +104,34 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
 
 
 def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> TensorLrOptimizer:
-    """AdamW or SGD with the usual two weight-decay groups."""
+    """AdamW or SGD over the recipe's parameter groups."""
     o = recipe.optim
-    groups = weight_decay_groups(model, o.weight_decay)
+    groups = groups_of(o, model)
     if o.name == "adamw":
         return AdamW(groups, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     return SGD(groups, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
 
 
-def build_state(recipe: Recipe, env: Environment, *, num_classes: int, layout: Layout) -> TrainState:
-    """A fresh training state on the device."""
+def build_state(
+    recipe: Recipe,
+    env: Environment,
+    *,
+    num_classes: int,
+    layout: Layout,
+    start: Callable[[PixelModel], object] | None = None,
+) -> TrainState:
+    """A fresh training state on the device; `start` puts other weights than random ones into the model."""
+    if asks(recipe):
+        check_model(recipe, num_classes=num_classes)
     model = build_model(recipe, env, num_classes=num_classes, layout=layout)
+    if start is not None:
+        start(model)
+    if recipe.model.trainable == "head":
+        train_head_only(model)
     ema = None if recipe.optim.ema is None else Ema(model, recipe.optim.ema)
     state = TrainState(model=model, optimizer=build_optimizer(recipe, model), ema=ema)
     env.cut()
     return state
-
-
-def build_train_loader(
-    recipe: Recipe,
-    env: Environment,
-    index: DatasetIndex,
-    *,
-    layout: Layout,
-    start: Cursor,
-    on_bad: OnBad | None = None,
-    warn: Warn | None = None,
-    pin: Pin | None = None,
-) -> Iterator[tuple[Cursor, Batch]]:
-    """Batches of this process from `start` to the end of the run, with the cursor behind each. `on_bad`, `warn` and
-    `pin` are those of `train_loader`.
-    """
-    d = recipe.data
-    epochs = range(recipe.run.epochs)
-    return train_loader(
-        index,
-        seed=recipe.run.seed,
-        global_batch=layout.global_batch,
-        rank=env.rank,
-        world_size=env.world_size,
-        start=start,
-        num_epochs=recipe.run.epochs,
-        image_size=d.image_size,
-        transform_of_epoch=[augment_settings(recipe, epoch) for epoch in epochs],
-        mix_of_epoch=[mix_settings(recipe, epoch) for epoch in epochs],
-        num_workers=d.num_workers,
-        repeats=d.repeats,
-        on_bad=on_bad,
-        stuck_after_s=d.stuck_after,
-        warn=warn,
-        pin=pin,
-    )
 
 
 def augment_settings(recipe: Recipe, epoch: int) -> AugmentSettings:
@@ -203,6 +154,7 @@ def augment_settings(recipe: Recipe, epoch: int) -> AugmentSettings:
         fill=_fill_colour(recipe.model.mean),
         randaug_on=d.randaug_on,
         jitter=jitter,
+        jitter_on=d.color_jitter_on,
         erase=Erase(prob=d.erase_prob, mode=d.erase_mode, count=d.erase_count) if d.erase_prob > 0 else None,
     )
 
@@ -226,13 +178,14 @@ def _fill_colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
 
 def mix_settings(recipe: Recipe, epoch: int) -> MixSettings:
     """Mixup and cutmix of one epoch."""
-    values = warmup_at(recipe.objective, epoch)
+    values, attack = warmup_at(recipe.objective, epoch), recipe.objective.attack
     return MixSettings(
         mixup_alpha=values.mixup,
         cutmix_alpha=values.cutmix,
         prob=values.mix_prob,
         switch_prob=values.switch_prob,
         group=recipe.objective.mix_group,
+        one_start=attack is not None and attack.start_rule == "batch_normal",
     )
 
 
@@ -242,6 +195,6 @@ def eval_transform(recipe: Recipe) -> EvalTransform:
     return EvalTransform(
         mode="center" if d.eval_resize == "crop" else d.eval_resize,
         crop_pct=d.crop_pct,
-        interpolation=d.interpolation,
+        interpolation=d.eval_interpolation or d.interpolation,
         apply_exif=d.apply_exif,
     )

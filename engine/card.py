@@ -12,7 +12,7 @@ from engine.folder import RunFolder
 from engine.ledger import read_ledger, wilson_interval
 from engine.recipe import Recipe
 from engine.words import attack_words, objective_words, short_list
-from models.weights import Facts
+from models.weight_facts import Facts
 
 OWN_MODULE = "models."
 
@@ -77,7 +77,7 @@ def model_card(
 
 
 def _front_matter(recipe: Recipe) -> str:
-    robust = ["adversarial-robustness"] if recipe.objective.kind == "adversarial" else []
+    robust = ["adversarial-robustness"] if recipe.objective.kind != "clean" else []
     tags = ["image-classification", "robust-bits", recipe.model.name, *robust]
     lines = [
         "license: unknown # yours to choose; it depends on the images and on weights you started from",
@@ -121,7 +121,7 @@ def _training(recipe: Recipe, metadata: Mapping[str, str]) -> str:
         f"RandAugment {d.randaug or 'off'}, mixup {o.mixup:g}, cutmix {o.cutmix:g}, label smoothing {o.smoothing:g}",
         "training images": f"data set {metadata['dataset_id'][:16] or 'unknown'}",
         "input": f"float in [0, 1], N x 3 x {d.image_size} x {d.image_size}; resize: {resize[d.eval_resize]}, "
-        f"{d.interpolation}",
+        f"{d.eval_interpolation or d.interpolation}",
         "normalisation": f"mean {list(recipe.model.mean)}, std {list(recipe.model.std)}, inside the model",
     }
     table = [f"| {name} | {value} |" for name, value in rows.items()]
@@ -172,20 +172,40 @@ With robust-bits, where `SHARDS` is a folder of shards of the same classes:
 python launch_gpu.py eval {file_name} --suite clean --data SHARDS
 ```
 
-With torch and timm alone. Keys are `backbone.*`, timm's own names behind that prefix, and the buffers `mean` and
-`std` (1 x 3 x 1 x 1):
+{_usage_without(recipe, words, register, file_name)}"""
+
+
+def _usage_without(recipe: Recipe, words: str, register: str, file_name: str) -> str:
+    """The same with torch and timm; norms that neither of them has are made plain by this toolkit's loader."""
+    size = recipe.data.image_size
+    if recipe.model.split_norm or recipe.model.norm_stats.startswith("groups:"):
+        average = ", average_groups=True" if recipe.model.norm_stats.endswith(":average") else ""
+        about = (
+            "As one of timm's models. Its norms keep more statistics than BatchNorm does; those that it evaluates with "
+            "are made plain BatchNorm by this\ntoolkit's loader, so run this in its checkout:"
+        )
+        names = "from models.load import load_weights\n"
+        load = f'load_weights(model, "{file_name}"{average})'
+    else:
+        about = (
+            "With torch and timm alone. Keys are `backbone.*`, timm's own names behind that prefix, and the buffers "
+            "`mean` and\n`std` (1 x 3 x 1 x 1):"
+        )
+        names = register
+        load = 'model.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in state.items()})'
+    return f"""{about}
 
 ```python
 import timm
 import torch
 from safetensors.torch import load_file
-{register}
+{names}
 state = load_file("{file_name}")
 mean, std = state.pop("mean"), state.pop("std")
 model = timm.create_model({words})
-model.load_state_dict({{name.removeprefix("backbone."): tensor for name, tensor in state.items()}})
+{load}
 model.eval()
-image = torch.rand(1, 3, {recipe.data.image_size}, {recipe.data.image_size})  # in [0, 1]
+image = torch.rand(1, 3, {size}, {size})  # in [0, 1]
 logits = model((image - mean) / std)
 ```"""
 

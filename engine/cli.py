@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.failure import EXIT_DONE, guarded
-from engine.flags import LAUNCHER_FLAGS, make_parser, optional
+from engine.flags import LAUNCHER_FLAGS, make_parser, optional, recipe_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +60,23 @@ def validate(argv: Sequence[str], program: str) -> str:
     """
     arguments = parse(argv, program)
     if arguments.verb == "train":
-        import_module("engine.recipe").load_recipe(arguments.recipe, arguments.overrides)
+        import_module("engine.recipe").load_recipe(arguments.recipe, recipe_words(arguments))
     return str(arguments.verb)
 
 
 def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
-    """The arguments; `key=value` words may stand anywhere behind `train` or `doctor`, between flags too."""
+    """The arguments; `key=value` and `@NAME` may stand anywhere behind `train` or `doctor`, between flags too."""
     _refuse_misplaced(argv, program)
     parser = make_parser(program)
     arguments, extra = parser.parse_known_args(list(argv))
-    words = [word for word in extra if "=" in word and not word.startswith("-")]
+    words = [word for word in extra if word.startswith("@") or ("=" in word and not word.startswith("-"))]
     if hasattr(arguments, "overrides"):
         arguments.overrides += words
         extra = [word for word in extra if word not in words]
+    if arguments.verb in ("eval", "attack"):  # a second path is no word of a recipe
+        extra += [word for word in arguments.overrides if "=" not in word]
+    if getattr(arguments, "pattern", "") is None and len(extra) == 1 and not extra[0].startswith("-"):
+        arguments.pattern = extra.pop()  # of `list`, behind a flag, where argparse does not look for it
     if extra:
         raise ValueError(f"unrecognized arguments: {' '.join(extra)}; see `{program} {arguments.verb} -h`")
     if arguments.json is not None:

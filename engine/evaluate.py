@@ -77,7 +77,7 @@ class Evaluator:
             finally:
                 self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
-        return self._result(entry, identity, description, components, len(keys))
+        return self._result(entry, identity, description, components, keys)
 
     def _describe(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         attack = None
@@ -236,18 +236,18 @@ class Evaluator:
         identity: str,
         description: dict[str, Any],
         components: Sequence[str],
-        num_images: int,
+        keys: np.ndarray,
     ) -> dict[str, Any]:
         book = read_ledger(self.ledger, identity)
         summary = book.summary(identity)
         for component in components:
             found = summary["components"][component]["num_images"]
-            if found != num_images:
+            if found != len(keys):
                 raise ValueError(
-                    f"{self.ledger} has {found} of {num_images} images for {component}; do all processes write to "
+                    f"{self.ledger} has {found} of {len(keys)} images for {component}; do all processes write to "
                     "one disk? start again, it goes on from what is there"
                 )
-            self._prove(book, identity, component)
+            self._prove(book, identity, component, keys)
         interval = wilson_interval(summary["num_correct"], summary["num_images"])
         return {
             "name": entry.name,
@@ -260,17 +260,23 @@ class Evaluator:
             "interval": list(interval),
         }
 
-    def _prove(self, book: Ledger, identity: str, component: str) -> None:
-        """Where all images were judged: their names are those of the index, each of them once. About 2 us an image."""
+    def _prove(self, book: Ledger, identity: str, component: str, keys: np.ndarray) -> None:
+        """The judged images have the names that the index gives to `keys`, each of them once. About 2 us an image, and
+        8 where they are not all.
+        """
         names = book.keys(identity, component)
-        if len(names) != self.index.num_samples:
-            return
-        found = key_hash(np.array([name.encode() for name in names], dtype=np.bytes_))
-        if found != self.index.description.key_hash:
+        wanted = self.index.description.key_hash
+        if len(keys) != self.index.num_samples:
+            wanted = _hash_of([self.index.name(key) for key in keys.tolist()])
+        if (found := _hash_of(names)) != wanted:
             raise ValueError(
                 f"{self.ledger} has {len(names)} images for {component}, but not those of the index (key hash {found}, "
-                f"not {self.index.description.key_hash}); evaluate anew with another --output"
+                f"not {wanted}); evaluate anew with another --output"
             )
+
+
+def _hash_of(names: Sequence[str]) -> str:
+    return key_hash(np.array([name.encode() for name in names], dtype=np.bytes_))
 
 
 def contract_id(transform: EvalTransform, image_size: int) -> str:

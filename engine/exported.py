@@ -10,7 +10,9 @@ from torch import Tensor
 
 from engine.recipe import Recipe, parse_recipe
 from engine.verdict import weights_hash
-from models.weights import WeightFileError, json_value, read_exported
+from models.hub import is_hub_name
+from models.weight_container import WeightFileError
+from models.weight_export import json_value, read_exported
 
 SUFFIX = ".safetensors"
 
@@ -78,8 +80,13 @@ def portable_recipe(recipe: Recipe) -> Recipe:
     Its hash is the same: none of that decides an update.
     """
     tree = recipe.model_dump(mode="json")
-    tree["data"] |= {"train": Path(recipe.data.train).name or "train", "val": None, "suites": None}
+    # Of a URL neither the host nor a token in its query.
+    train = recipe.data.train.partition("?")[0].rstrip("/").rpartition("/")[2]
+    tree["data"] |= {"train": train or "train", "val": None, "suites": None, "cache": None}
     tree["run"] |= {"output": None, "best": None}
+    for section, field in ((tree["model"]["init"], "path"), (tree["objective"]["distill"], "teacher")):
+        if section is not None and not is_hub_name(section[field]):
+            section[field] = section[field].rstrip("/").rpartition("/")[2] or field
     portable = parse_recipe(tree | {"evals": []}, "recipe")
     assert portable.hash == recipe.hash, "a path decides an update"
     return portable

@@ -1,6 +1,6 @@
 """The six sections of a recipe and their defaults; each field is checked by itself.
 
-What one field says about another (mixing an odd batch, say) is checked in engine/recipe.py.
+What one field says about another (mixing an odd batch, say) is checked in engine/fits.py.
 """
 
 from typing import Annotated, Literal
@@ -19,6 +19,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from engine.health_fields import HealthSection
 from engine.values import (
     BelowOne,
     Betas,
@@ -33,14 +34,23 @@ from engine.values import (
     Range,
     Section,
     Spread,
+    Window,
 )
+from engine.weight_fields import DistillSection, InitSection
 
 
 class DataSection(Section):
-    train: str  # folder of shards
+    train: str  # folder of shards, or its URL; tars where `indexed` is false
     val: str | None = None  # None: nothing is evaluated
-    suites: str | None = None  # folder of shifted evaluation sets, one folder of shards each, named by suite
+    suites: str | None = (
+        None  # folder, or URL, of shifted evaluation sets, one folder of shards each, named by suite
+    )
+    cache: str | None = None  # folder for remote shards; None: ROBUST_BITS_CACHE, else one in the home folder
+    window: Window | None = None  # shards shuffled together; None: all of a folder, WINDOW_OF_URL of a URL
+    indexed: bool = True  # false: `train` is read in order as it comes, and nothing is known of it before
+    epoch_images: PositiveInt | None = None  # images of an epoch, where no index tells
     image_size: PositiveInt  # pixels, square
+    sizes: Points[PositiveInt] | None = None  # of training images over epochs; the last one is image_size
     num_classes: PositiveInt | None = None  # None: as many as the index of `train` names
     num_workers: NonNegativeInt = 2
     stuck_after: PositiveFloat = 1800.0  # seconds that a worker may take for one image before it is replaced
@@ -51,12 +61,14 @@ class DataSection(Section):
     flip: Probability = 0.5
     randaug: Annotated[str, Field(pattern=r"^rand-m\d")] | None = None  # timm's form, rand-m9-mstd0.5-inc1
     randaug_on: Literal["host", "device"] = "host"  # Pillow in the loader, or batched in the train step
-    color_jitter: JitterStrengths | None = None  # brightness, contrast, saturation[, hue]; on the device
+    color_jitter: JitterStrengths | None = None  # brightness, contrast, saturation[, hue]
+    color_jitter_on: Literal["host", "device"] = "host"  # as randaug_on
     erase_prob: Probability = 0.0  # random erasing; on the device
     erase_mode: Literal["const", "rand", "pixel"] = "const"
     erase_count: PositiveInt = 1  # boxes of an image, at most
     erase_after_mix: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    eval_interpolation: Literal["bicubic", "bilinear"] | None = None  # None: as `interpolation`
     resampler: Literal["torch", "pillow"] = "torch"  # of training; pillow: timm's pixels to the bit
     decode: Literal["full", "scaled"] = "full"  # scaled: large crops of training are reduced while decoded
     apply_exif: bool = False  # turn pictures as their EXIF asks, in training and evaluation
@@ -67,9 +79,13 @@ class DataSection(Section):
     )
 
 
+# local, global, ghost:64, or such as groups:4, groups:2x8:modulo, groups:4:average
+_GROUPS = r"groups:[1-9][0-9]*(x[1-9][0-9]*)?(:modulo)?(:average)?"
+NORM_STATS = rf"^(local|global|ghost:[1-9][0-9]*|{_GROUPS})$"
+
 SET_ELSEWHERE = (
     *("name", "num_classes", "image_size", "in_chans", "mean", "std", "norm_stats", "native_norm"),
-    *("num_devices", "reduce", "world_size", "drop_path"),
+    *("num_devices", "reduce", "world_size", "drop_path", "split_norm", "pretrained"),
 )
 
 
@@ -81,8 +97,11 @@ def _free(args: dict[str, ModelArgument]) -> dict[str, ModelArgument]:
 
 class ModelSection(Section):
     name: Annotated[str, Field(min_length=1)]
-    norm_stats: Annotated[str, Field(pattern=r"^(local|global|ghost:[1-9][0-9]*)$")] = "local"
+    norm_stats: Annotated[str, Field(pattern=NORM_STATS)] = "local"
+    split_norm: bool = False  # a second BatchNorm for attacked images: objective.kind advprop
     drop_path: BelowOne = 0.0
+    init: InitSection | None = None  # weights to start from; None: random ones
+    trainable: Literal["all", "head"] = "all"  # head: a linear probe, the rest stays as it is
     mean: Channels = (0.485, 0.456, 0.406)
     std: Spread = (0.229, 0.224, 0.225)
     # handed to the model's constructor as they are
@@ -94,6 +113,9 @@ class OptimSection(Section):
     lr: PositiveFloat
     lr_base_batch: PositiveInt | None = None  # None: lr is used as it is; else see schedule.scaled_lr
     lr_scaling: Literal["linear", "sqrt"] = "linear"
+    lr_counts_accumulate: bool = (
+        True  # false: the batch that scales lr is that of one forward (Wang et al., code)
+    )
     scale_all_lr: bool = False  # scale warmup_lr and min_lr by the same factor
     weight_decay: NonNegativeFloat = 0.0
     betas: Betas = (0.9, 0.999)  # adamw
@@ -101,17 +123,32 @@ class OptimSection(Section):
     momentum: BelowOne = 0.9  # sgd
     nesterov: bool = True  # sgd
     clip_norm: PositiveFloat | None = None
+    clip_agc: PositiveFloat | None = None  # adaptive clipping: gradient over weight, see engine/clipping.py
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # lr factor from each layer to the one below
+    )
+    decay_norm_weight: bool = (
+        False  # the scale of norms is decayed too, as in Bai et al.'s adversarial ResNets
+    )
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: NonNegativeFloat = 0.0
     warmup_lr: NonNegativeFloat = 0.0
     min_lr: NonNegativeFloat = 0.0  # the end of `cosine`; `step` and `constant` do not use it
     step_epochs: PositiveInt = 30  # `step`: multiply by step_gamma every so many epochs
     step_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    update: Literal["step", "epoch"] = (
-        "step"  # a new rate at every optimizer update, or a staircase of epochs
+    warmup_prefix: Literal["none", "step", "all"] = (
+        "none"  # whether what follows begins anew after the warm-up
+    )
+    update: Literal["step", "epoch", "epoch_late"] = (
+        "step"  # a new rate at every optimizer update, or a staircase of epochs; late: one epoch behind
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay per optimizer update
+    ema_warmup: bool = False  # a smaller decay at first, see schedule.ema_weight
     accumulate: PositiveInt = 1  # global batches per optimizer update
+
+
+ObjectiveKind = Literal["clean", "adversarial", "trades", "mart", "advprop", "free"]
+LossName = Literal["ce", "bce"]
 
 
 class AttackSection(Section):
@@ -123,7 +160,11 @@ class AttackSection(Section):
     steps: PositiveInt
     random_start: bool = True
     clean_prob: Probability = 0.0  # share of the samples that start from the clean image all the same
-    mode: Literal["eval", "train"] = "eval"  # the model's mode while it is attacked
+    # batch_normal: a global batch starts at noise if a standard normal number exceeds clean_prob (Bai et al., code)
+    start_rule: Literal["sample", "batch_normal"] = "sample"
+    targeted: bool = False  # towards a random other class, a sample each
+    # the model's mode while it is attacked; groups: eval, by the running statistics of each image's own group
+    mode: Literal["eval", "train", "groups"] = "eval"
 
 
 class WarmupSection(Section):
@@ -139,6 +180,7 @@ class WarmupSection(Section):
     cutmix: Points[NonNegativeFloat] | None = None  # alpha
     switch_prob: Points[Probability] | None = None
     eps: Points[Radius] | None = None  # radius of the training attack
+    steps: Points[PositiveInt] | None = None  # of the training attack
 
 
 # Bai et al. 2021 (arXiv 2111.05464): the table of the released code with its dip of mix_prob at epochs 8, 9.
@@ -170,7 +212,11 @@ def _preset(value: object) -> object:
 
 
 class ObjectiveSection(Section):
-    kind: Literal["clean", "adversarial"] = "clean"
+    kind: ObjectiveKind = "clean"
+    loss: LossName = "ce"  # bce: timm's binary cross-entropy, mean over the classes
+    clean_weight: BelowOne = 0.0  # adversarial: share of the loss on the clean images
+    beta: NonNegativeFloat = 6.0  # trades, mart: weight of the divergence
+    replays: PositiveInt = 4  # free: updates on each batch
     smoothing: BelowOne = 0.0
     mixup: NonNegativeFloat = 0.0  # alpha of Beta(alpha, alpha); 0 is off
     cutmix: NonNegativeFloat = 0.0
@@ -178,6 +224,7 @@ class ObjectiveSection(Section):
     switch_prob: Probability = 0.5  # share of cutmix where both are on
     mix_group: PositiveInt | None = None  # samples that share one draw; None: the whole global batch
     attack: AttackSection | None = None
+    distill: DistillSection | None = None
     warmup: Annotated[WarmupSection | None, BeforeValidator(_preset)] = None
 
 
@@ -194,7 +241,9 @@ class EvalSection(Section):
 
 class SuiteEval(EvalSection):
     suite: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    data: str | None = None  # folder of shards; None: data.val for `clean`, data.suites/SUITE for the others
+    data: str | None = (
+        None  # folder or URL of shards; None: data.val for `clean`, data.suites/SUITE for the others
+    )
 
     @property
     def name(self) -> str:
@@ -269,3 +318,4 @@ class RunSection(Section):
         8  # of a training batch, for the trackers, at most once an epoch; 0: none
     )
     max_steps: PositiveInt | None = None  # stop early; the schedule does not change
+    health: HealthSection = HealthSection()

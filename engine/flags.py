@@ -1,8 +1,11 @@
 """The command line's words: every verb with its flags and an example. Cheap: `--help` must not import torch."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
+
+from engine.shards_flags import add_shards_flags
 
 LAUNCHER_FLAGS = {
     "launch_gpu.py": {
@@ -18,6 +21,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}; see `{self.prog} -h`")
+
+
+CHANGES = "recipe fields to change; @NAME: a list of them from variants.yaml beside the recipe"
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -45,6 +51,16 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
+def recipe_words(arguments: argparse.Namespace) -> list[str]:
+    """The overrides of `train`, with the flags that stand for a recipe field."""
+    words = list(arguments.overrides)
+    if arguments.no_index:
+        words.append("data.indexed=false")
+    if arguments.cache is not None:
+        words.append(f"data.cache={json.dumps(arguments.cache)}")
+    return words
+
+
 def optional(flag: str) -> str:
     return f"[{flag}]" if flag == "--cpu" else f"[{flag} N]"
 
@@ -66,23 +82,30 @@ def _add_train(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu train recipes/quickstart/cnn_adv.yaml optim.lr=1e-3 --output runs/a"
     parser = _verb(verbs, "train", "train the model of a recipe, then run its evaluations", example)
     parser.add_argument("recipe", type=Path, help="recipe file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields to change")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=CHANGES)
     parser.add_argument("--output", type=Path, help="run folder (default: run.output, else runs/NAME)")
     parser.add_argument(
         "--resume", default="auto", help="auto (default), never, or a checkpoint or run folder"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check, print the resolved recipe and its hash, stop"
+        "--dry-run",
+        action="store_true",
+        help="check, print the resolved recipe, its hash and what the run would cost, measured in about 20 s; stop",
     )
+    parser.add_argument("--no-measure", action="store_true", help="with --dry-run: what can be counted alone")
+    parser.add_argument(
+        "--no-index",
+        action="store_true",
+        help="data.train names tars without an index, to be read in order (sets data.indexed=false)",
+    )
+    _add_remote(parser)
     _add_quiet(parser)
 
 
 def _add_eval(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
     parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
-    parser.add_argument(
-        "run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file"
-    )
+    _add_subject(parser)
     parser.add_argument(
         "--suite", default="clean", help="suites, comma-separated, or all (see `list suites`; default: clean)"
     )
@@ -92,9 +115,7 @@ def _add_eval(verbs: Any) -> None:
 def _add_attack(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 2/255,4/255,8/255 --steps 20 --restarts 3"
     parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
-    parser.add_argument(
-        "run", type=Path, help="run folder, a checkpoint in one, or an exported .safetensors file"
-    )
+    _add_subject(parser)
     parser.add_argument("--attack", default="pgd", help="pgd")
     parser.add_argument("--norm", default="linf", help="linf (default) or l2")
     parser.add_argument(
@@ -113,13 +134,40 @@ def _add_attack(verbs: Any) -> None:
     _add_measuring(parser)
 
 
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN_OR_WEIGHTS",
+        help="run folder, a checkpoint in one, an exported .safetensors file; with --model any weights; or "
+        "timm:NAME, hf-hub:ORG/NAME, which are fetched",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of weights from elsewhere: what the model sees, such as data.crop_pct=0.9 or model.mean=[0.5,0.5,0.5]",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="of weights from elsewhere: their model (`list models`)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PX", help="with --model (default: the model's own)"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="with --model (default: the file's head)"
+    )
+
+
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     _add_weights_choice(parser)
     parser.add_argument(
         "--data",
-        type=Path,
-        help="folder of shards, or of one folder of shards per suite (default: data.val and data.suites of the run)",
+        metavar="ROOT",
+        help="folder or URL of shards, or of one folder of shards per suite (default: data.val and data.suites of "
+        "the run)",
     )
+    _add_remote(parser)
     parser.add_argument("--batch-size", type=int, help="global (default: run.batch_size)")
     parser.add_argument(
         "--bad-images",
@@ -128,6 +176,15 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="where ledger and results go (default: the run folder)")
     _add_quiet(parser)
+
+
+def _add_remote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where shards behind URLs are kept (default: data.cache of the recipe)"
+    )
+    parser.add_argument(
+        "--allow-pipes", action="store_true", help="places of the form pipe:COMMAND may run their command"
+    )
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -141,71 +198,34 @@ def _add_weights_choice(parser: argparse.ArgumentParser) -> None:
 def _add_shards(verbs: Any) -> None:
     example = "python launch_gpu.py shards make ~/imagenet/val shards/val"
     parser = _verb(verbs, "shards", "make, index, verify, describe or stylize shards", example)
-    parser.add_argument("action", choices=["make", "index", "verify", "info", "digits", "stylize"])
+    add_shards_flags(parser)
+
+
+def _add_weights(verbs: Any) -> None:
+    example = "python launch_gpu.py weights export runs/a a.safetensors --weights ema"
+    parser = _verb(
+        verbs, "weights", "describe a weight file, convert one, or export a run's weights", example
+    )
+    parser.add_argument("action", choices=["info", "convert", "export"])
     parser.add_argument(
         "paths",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="SRC DST for make and stylize (make cue64 DST: the generated 64 px task and its shifted tests); "
-        "DST, or SRC DST, for index; DST otherwise",
-    )
-    parser.add_argument("--split", help="make: take SRC/SPLIT and name the dataset's split; index: name it")
-    parser.add_argument(
-        "--each",
-        action="store_true",
-        help="make: DST/NAME of every image folder SRC/NAME; what is packed stays",
-    )
-    parser.add_argument(
-        "--depth", type=int, help="make --each: levels to look for image folders (default: 1)"
-    )
-    parser.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE|DST",
-        help="make, index: the class list, one class a line, or shards that have it; classes may lack a folder",
-    )
-    parser.add_argument("--samples-per-shard", type=int, default=2000)
-    parser.add_argument(
-        "--no-decode", action="store_true", help="make, index, verify: open images, do not decode them"
-    )
-    parser.add_argument(
-        "--allow-no-eof", action="store_true", help="index: tars may lack their end-of-archive marker"
-    )
-    parser.add_argument(
-        "--size", type=int, help="side in pixels, of digits (default 32) or of stylized images"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of make's shuffle, of cue64, of stylize's choice"
-    )
-    parser.add_argument("--correlation", type=float, help="make cue64: of texture and label (default 0.5)")
-    parser.add_argument("--num-train", type=int, help="make cue64: images to train on (default 20000)")
-    parser.add_argument("--num-val", type=int, help="make cue64: images in each test set (default 2000)")
-    parser.add_argument("--num-classes", type=int, help="make cue64: classes, up to 16 (default 10)")
-    parser.add_argument("--paintings", type=Path, metavar="DIR", help="stylize: images to take styles from")
-    parser.add_argument(
-        "--weights", type=Path, metavar="DIR", help="stylize: folder of vgg_normalised.pth and decoder.pth"
-    )
-    parser.add_argument(
-        "--textures", type=int, metavar="N", help="stylize: N generated textures instead, without weights"
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes (default: 2, or this one alone for few images)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="verify: index, sizes, and the crc32 of 1000 images"
-    )
-
-
-def _add_weights(verbs: Any) -> None:
-    example = "python launch_gpu.py weights export runs/a a.safetensors --weights ema"
-    parser = _verb(verbs, "weights", "describe a weight file, or export a run's weights", example)
-    parser.add_argument("action", choices=["info", "export"])
-    parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="info: FILE; export: RUN DST.safetensors"
+        help="info: FILE; convert: SRC DST.safetensors; export: RUN DST.safetensors",
     )
     _add_weights_choice(parser)
-    parser.add_argument("--force", action="store_true", help="export: replace DST and the card beside it")
+    parser.add_argument(
+        "--model", metavar="NAME", help="convert: the model, noted in DST when the file fits it"
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="convert: let SRC run whatever it holds, with your rights; only for files whose maker you trust",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="convert, export: replace DST and the card beside it"
+    )
 
 
 def _add_report(verbs: Any) -> None:
@@ -225,6 +245,9 @@ def _add_list(verbs: Any) -> None:
     parser = _verb(verbs, "list", "models, recipes, suites or attacks, with parameters and sources", example)
     parser.add_argument("what", choices=["models", "recipes", "suites", "attacks"])
     parser.add_argument("pattern", nargs="?", help="shell pattern of names (recipes: or paths), e.g. 'deit*'")
+    parser.add_argument(
+        "--published", action="store_true", help="models: papers' weight files and their numbers"
+    )
     parser.add_argument("--data", type=Path, help="suites: say which of them are in this folder")
 
 
@@ -232,5 +255,5 @@ def _add_doctor(verbs: Any) -> None:
     example = "python launch_gpu.py doctor recipes/quickstart/cnn_adv.yaml"
     parser = _verb(verbs, "doctor", "what is installed, what would be used and why, and a self-test", example)
     parser.add_argument("recipe", nargs="?", type=Path, help="also check that this recipe could run here")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields to change")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=CHANGES)
     parser.add_argument("--no-self-test", action="store_true", help="facts only")

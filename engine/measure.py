@@ -17,6 +17,7 @@ from engine.folder import RunFolder
 from engine.gallery import store_gallery
 from engine.log import RunLog
 from engine.recipe import Recipe
+from engine.sources import Access
 from engine.suites import open_eval_set
 from engine.verdict import weights_hash
 
@@ -31,6 +32,7 @@ def measure(
     models: Mapping[str, nn.Module],
     log: RunLog,
     stop_asked: Stop,
+    access: Access,
     epoch: int | None,
 ) -> list[dict[str, Any]]:
     """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them), of each of
@@ -40,7 +42,8 @@ def measure(
     """
     due = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
     results = []
-    for evaluator, entry in evaluators(env, recipe, folder.ledger, models, due, recipe_hash=recipe.hash):
+    found = evaluators(env, recipe, folder.ledger, models, due, access, recipe_hash=recipe.hash)
+    for evaluator, entry in found:
         result = watched(evaluator, entry, log, stop_asked).run(entry)
         name = result_name(result)
         stored = name if epoch is None else f"{name}-epoch{epoch}"
@@ -58,13 +61,14 @@ def evaluators(
     ledger: Path,
     models: Mapping[str, nn.Module],
     entries: Sequence[Entry],
+    access: Access,
     *,
     recipe_hash: str,
 ) -> Iterator[tuple[Evaluator, Entry]]:
     """An evaluator for each entry and each of the weights it asks for. `recipe_hash` is of the training."""
     hashes = {name: weights_hash(model.state_dict()) for name, model in models.items()} if entries else {}
     for entry in entries:
-        found = open_eval_set(recipe, entry)
+        found = open_eval_set(recipe, entry, access)
         for name in weights_of(entry, models):
             evaluator = Evaluator(
                 env=env,

@@ -2,22 +2,22 @@
 
 An objective makes the forward passes and, where it has one, the attack; the step (engine/step.py) prepares the
 images before it and does backward and update behind it. A new way to train is a class here, or in a file of its
-own, and a line in `make_objective`.
+own such as engine/adversarial_objectives.py, and a line in `objective_class`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bits.environment import Environment
 from data.batch import Batch
-from engine.fields import AttackSection
+from engine.fields import AttackSection, LossName, ObjectiveKind
 from engine.knobs import Knobs
-from engine.training_attack import TrainingAttack
+from engine.weight_fields import DistillSection
 
 
 class Inputs(NamedTuple):
@@ -41,9 +41,7 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """Static shapes, no host read, the same graph in every step."""
 
-    @property
-    def meters(self) -> tuple[str, ...]:
-        """Names of what it measures beside loss and top1."""
+    meters: ClassVar[tuple[str, ...]]  # what it measures beside loss and top1
 
     def __call__(self, forward: nn.Module, inputs: Inputs) -> Losses:
         """`forward` is the wrapped model (DDP); the objective runs it under the environment's autocast."""
@@ -53,49 +51,93 @@ class Objective(Protocol):
 class ObjectiveSettings:
     """What an objective needs of a recipe."""
 
+    num_classes: int
     mixing: bool
-    attack: AttackSection | None
+    kind: ObjectiveKind = "clean"
+    attack: AttackSection | None = None
+    loss: LossName = "ce"
+    clean_weight: float = 0.0  # adversarial: share of the loss on clean images
+    beta: float = 6.0  # trades, mart: weight of the divergence
+    distill: DistillSection | None = None
 
 
-def make_objective(settings: ObjectiveSettings, env: Environment, model: nn.Module) -> Objective:
-    """The objective of a recipe; `model` is the unwrapped one."""
-    if settings.attack is None:
-        return Clean(env=env)
-    attack = TrainingAttack(env=env, model=model, settings=settings.attack)
-    return Adversarial(env=env, attack=attack, mixing=settings.mixing)
+class ObjectiveClass(Protocol):
+    """What makes an objective and knows its meters before it is made."""
+
+    @property
+    def meters(self) -> tuple[str, ...]: ...
+
+    def __call__(self, *, env: Environment, model: nn.Module, settings: ObjectiveSettings) -> Objective: ...
+
+
+def objective_class(settings: ObjectiveSettings) -> ObjectiveClass:
+    """The class that stands for `settings.kind`. Of `free` the loss alone: its attack is the step (engine/free.py)."""
+    # Here, because that file imports this one.
+    from engine.adversarial_objectives import Adversarial, AdvProp, Mart, Trades, WithClean
+
+    if settings.kind in ("clean", "free"):
+        return Clean
+    if settings.kind == "adversarial":
+        return WithClean if settings.clean_weight > 0 else Adversarial
+    others: dict[str, ObjectiveClass] = {"trades": Trades, "mart": Mart, "advprop": AdvProp}
+    return others[settings.kind]
+
+
+def objective_meters(settings: ObjectiveSettings) -> tuple[str, ...]:
+    """What the objective of a recipe measures beside loss and top1."""
+    from engine.distillation import Distilled
+
+    return objective_class(settings).meters + (() if settings.distill is None else Distilled.meters)
+
+
+def make_objective(
+    settings: ObjectiveSettings,
+    env: Environment,
+    model: nn.Module,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+) -> Objective:
+    """The objective of a recipe; `model` is the unwrapped one, `teacher` gives logits of images."""
+    from engine.distillation import Distilled
+
+    objective = objective_class(settings)(env=env, model=model, settings=settings)
+    assert (teacher is None) == (settings.distill is None), "a teacher and distillation need each other"
+    if teacher is None or settings.distill is None:
+        return objective
+    return Distilled(inner=objective, teacher=teacher, model=model, settings=settings.distill)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clean:
-    """Cross-entropy with the soft target."""
+    """Cross-entropy with the soft target (or `binary_cross_entropy`)."""
+
+    meters: ClassVar[tuple[str, ...]] = ()
 
     env: Environment
-    meters: tuple[str, ...] = ()
+    model: nn.Module
+    settings: ObjectiveSettings
 
     def __call__(self, forward: nn.Module, inputs: Inputs) -> Losses:
         with self.env.autocast():
             logits = forward(inputs.image)
-        return Losses(loss=soft_cross_entropy(logits, inputs.target), logits=logits)
+        return Losses(loss=classification_loss(self.settings.loss, logits, inputs.target), logits=logits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adversarial:
-    """Cross-entropy on attacked images alone (Madry et al. 2018, arXiv:1706.06083)."""
-
-    env: Environment
-    attack: TrainingAttack
-    mixing: bool
-    meters: tuple[str, ...] = ()
-
-    def __call__(self, forward: nn.Module, inputs: Inputs) -> Losses:
-        # Hard labels unless mixing is on, without smoothing (Bai et al. 2021, code).
-        goal = inputs.target if self.mixing else inputs.batch.label
-        attacked = self.attack(inputs.image, goal, inputs.batch, inputs.knobs)
-        with self.env.autocast():
-            logits = forward(attacked)
-        return Losses(loss=soft_cross_entropy(logits, inputs.target), logits=logits, attacked=attacked)
+def classification_loss(name: LossName, logits: Tensor, target: Tensor) -> Tensor:
+    """The loss called `name`, float32, per sample: (N,K) and (N,K) -> (N,)."""
+    return soft_cross_entropy(logits, target) if name == "ce" else binary_cross_entropy(logits, target)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """-sum_c target log softmax(logits), float32, per sample: (N,K) and (N,K) -> (N,)."""
     return -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Every class a yes-or-no question, the mean over the classes: timm's BinaryCrossEntropy (Wightman et al. 2021,
+    arXiv:2110.00476) without its threshold. float32, (N,K) and (N,K) -> (N,)."""
+    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
+
+
+def is_right(logits: Tensor, label: Tensor) -> Tensor:
+    """1 where the first choice is the label, else 0: float32 (N,)."""
+    return (logits.detach().argmax(dim=1) == label).float()

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ParamGroups = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class TensorLrOptimizer(torch.optim.Optimizer):
     """Base: a 0-dim `lr` tensor per group, set each step by `set_lr`; one update over lists of tensors."""
+
+    ok: Tensor | None = (
+        None  # 0-dim bool: False leaves weights and state as they are, bit for bit; None: always
+    )
 
     def set_lr(self, lr: Tensor) -> None:
         """`lr`: 0-dim float32 tensor on the parameters' device; a group multiplies it by its `lr_scale`."""
@@ -59,16 +63,24 @@ class AdamW(TensorLrOptimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
-        lr, step = group["lr"], group["step"]
+        lr, step, ok = group["lr"], group["step"], self.ok
         mean, square = self._slots(params, "exp_avg"), self._slots(params, "exp_avg_sq")
-        step += 1.0
-        torch._foreach_lerp_(mean, grads, 1.0 - beta1)
-        torch._foreach_mul_(square, beta2)
+        step += 1.0 if ok is None else ok.to(step.dtype)
+        forget: float | Tensor = beta2
+        ends = grads
+        if ok is not None:
+            # A mean that goes to itself, a sum of nothing, a rate of zero: no copy of the state is needed.
+            lr, forget = torch.where(ok, lr, 0.0), torch.where(ok, beta2, 1.0)
+            ends = [torch.where(ok, g, m) for g, m in zip(grads, mean, strict=True)]
+            grads = [torch.where(ok, g, 0.0) for g in grads]
+        torch._foreach_lerp_(mean, ends, 1.0 - beta1)
+        torch._foreach_mul_(square, forget)
         torch._foreach_addcmul_(square, grads, grads, 1.0 - beta2)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
         # 1 - beta ** step with the step as a tensor: a Python exponent would recompile every step on XLA. expm1,
         # because 1 - 0.999 in float32 is off by 1e-5.
+        step = step if ok is None else step.clamp(min=1.0)  # the first update of all may be left out
         correction1 = -torch.expm1(step * math.log(beta1)) if beta1 else torch.ones_like(step)
         correction2 = -torch.expm1(step * math.log(beta2)) if beta2 else torch.ones_like(step)
         scale = torch._foreach_sqrt(square)
@@ -100,32 +112,18 @@ class SGD(TensorLrOptimizer):
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        keep: float | Tensor = group["momentum"]
+        if (ok := self.ok) is not None:
+            grads, keep = [torch.where(ok, g, 0.0) for g in grads], torch.where(ok, keep, 1.0)
         if group["momentum"]:
             buffers = self._slots(params, "momentum_buffer")
-            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_mul_(buffers, keep)
             torch._foreach_add_(buffers, grads)
             grads = (
                 list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
                 if group["nesterov"]
                 else buffers
             )
-        change = torch._foreach_mul(grads, group["lr"])
+        lr = group["lr"] if ok is None else torch.where(ok, group["lr"], 0.0)
+        change = torch._foreach_mul(grads, lr)
         torch._foreach_sub_(params, change)
-
-
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, as timm and DeiT split them: 1-D parameters, biases and what the model's `no_weight_decay()`
-    names are not decayed; everything else is. Frozen parameters are left out."""
-    excluded: set[str] = set()
-    for prefix, module in model.named_modules():
-        names = getattr(module, "no_weight_decay", None)
-        if callable(names):
-            excluded |= {f"{prefix}.{name}" if prefix else name for name in names()}
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in excluded
-            (plain if exempt else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

@@ -5,33 +5,48 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bits.environment import open_environment
-from data.index import DatasetIndex
-from engine.build import batch_layout, check_model, open_shards
+from data.index import INDEX_FILE
+from data.remote import is_url
+from engine.build import batch_layout, check_model
 from engine.cli import Launch
 from engine.fields import AttackEval, SuiteEval
 from engine.finding import Finding, failed
+from engine.folder import RunFolder
 from engine.machine import nearest_folder
+from engine.passes import passes_of
 from engine.recipe import Recipe
+from engine.sources import Access
+from engine.start import open_start
 from engine.suites import open_eval_set
+from engine.teacher import open_teacher
+from engine.training_set import Stream, TrainingSet, open_training_set, window_of
 from engine.words import amount
 from models.catalogue import count_macs
 from models.norm import check_ghost
 
 SECTION = "recipe"
+_NO_INDEX = (
+    f"tars without {INDEX_FILE}: a training writes it first; `shards index` does it with several processes"
+)
 STATES = {"adamw": 2, "sgd": 1}  # numbers the optimizer keeps for each parameter
 
 
 def check_recipe(recipe: Recipe, launch: Launch, run_folder: Path) -> Iterator[Finding]:
     """One finding per check; every check is made, for mistakes come in groups."""
     yield Finding(SECTION, "recipe", f"{recipe.name}, hash {recipe.hash}", "ok")
-    index: DatasetIndex | None = None
-    try:
-        index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
-        yield Finding(SECTION, "data.train", _describe(index, recipe), "ok")
-    except (ValueError, OSError) as error:
-        yield failed(SECTION, "data.train", error)
-    yield from _check_evals(recipe, index)
+    index: TrainingSet | None = None
+    access = Access(recipe.data.cache, builds=False)
+    if _lacks_index(recipe):
+        yield Finding(SECTION, "data.train", _NO_INDEX, "advice")
+    else:
+        try:
+            index = open_training_set(recipe, access)
+            yield Finding(SECTION, "data.train", _describe(index, recipe), "ok")
+        except (ValueError, OSError) as error:
+            yield failed(SECTION, "data.train", error)
+    yield from _check_evals(recipe, index, access)
     yield from _check_model(recipe, index, run_folder)
+    yield from _check_weights(recipe, index, run_folder)
     yield _try("batch", lambda: _check_batch(recipe, launch))
 
 
@@ -42,20 +57,30 @@ def _try(name: str, check: Callable[[], str]) -> Finding:
         return failed(SECTION, name, error)
 
 
-def _describe(index: DatasetIndex, recipe: Recipe) -> str:
+def _lacks_index(recipe: Recipe) -> bool:
+    """Of tars in a folder; the doctor writes none."""
+    train = recipe.data.train
+    folder = None if is_url(train) or not recipe.data.indexed else Path(train)
+    return folder is not None and any(folder.glob("*.tar")) and not (folder / INDEX_FILE).exists()
+
+
+def _describe(index: TrainingSet, recipe: Recipe) -> str:
     batches = index.num_samples // recipe.run.batch_size
     if batches * recipe.run.epochs < recipe.optim.accumulate:
         raise ValueError(
             f"run.batch_size {recipe.run.batch_size} makes no update from the {index.num_samples} images of "
             f"data.train; lower it"
         )
+    window = window_of(recipe.data, index)
+    order = "" if window == len(index.shards) else f", {window} of them shuffled together"
     return (
-        f"{index.num_samples:,} images, {len(index.classes)} classes, {len(index.shards)} shards; {batches:,} batches "
-        f"of {recipe.run.batch_size} an epoch"
+        f"{index.num_samples:,} images, {len(index.classes)} classes, {len(index.shards)} shards"
+        f"{', read in order' if isinstance(index, Stream) else order}; {batches:,} batches of "
+        f"{recipe.run.batch_size} an epoch"
     )
 
 
-def _check_evals(recipe: Recipe, index: DatasetIndex | None) -> Iterator[Finding]:
+def _check_evals(recipe: Recipe, index: TrainingSet | None, access: Access) -> Iterator[Finding]:
     """A line per suite, one for all attacks: these start from the clean images."""
     classes = None if index is None else index.classes
     attacks = [entry for entry in recipe.evals if isinstance(entry, AttackEval)]
@@ -66,7 +91,7 @@ def _check_evals(recipe: Recipe, index: DatasetIndex | None) -> Iterator[Finding
         entries.append((", ".join(entry.name for entry in attacks), attacks[0]))
     for name, entry in entries:
         try:
-            found = open_eval_set(recipe, entry, classes=classes)
+            found = open_eval_set(recipe, entry, access, classes=classes)
             yield Finding(
                 SECTION, "evals", f"{name}: {found.index.num_samples:,} images of {found.suite}", "ok"
             )
@@ -74,7 +99,7 @@ def _check_evals(recipe: Recipe, index: DatasetIndex | None) -> Iterator[Finding
             yield failed(SECTION, "evals", error)
 
 
-def _check_model(recipe: Recipe, index: DatasetIndex | None, run_folder: Path) -> Iterator[Finding]:
+def _check_model(recipe: Recipe, index: TrainingSet | None, run_folder: Path) -> Iterator[Finding]:
     try:
         num_classes = None if index is None else len(index.classes)
         model = check_model(recipe, num_classes=num_classes)
@@ -91,11 +116,33 @@ def _check_model(recipe: Recipe, index: DatasetIndex | None, run_folder: Path) -
     yield _try("disk", lambda: _check_disk(recipe, parameters, run_folder))
 
 
+def _check_weights(recipe: Recipe, index: TrainingSet | None, run_folder: Path) -> Iterator[Finding]:
+    """Those from elsewhere; whether they fit is seen when they are loaded."""
+
+    def start() -> str:
+        found = open_start(recipe)
+        return "" if found is None else f"{found.settings.path}, {found.sha256[:12]}"
+
+    def teacher(classes: tuple[str, ...]) -> str:
+        found = open_teacher(recipe, classes=classes, folder=RunFolder(run_folder))
+        return "" if found is None else f"{found.path}, {found.recipe.model.name}"
+
+    if recipe.model.init is not None:
+        yield _try("model.init", start)
+    if recipe.objective.distill is not None and index is not None:
+        classes = tuple(index.classes)
+        yield _try("teacher", lambda: teacher(classes))
+
+
 def _cost(recipe: Recipe, macs: int) -> str:
     """A backward pass counts as two forward passes, one where only the image's gradient is needed."""
-    attack = recipe.objective.attack
-    passes = 3 + (0 if attack is None else 2 * attack.steps)
-    attacked = "" if attack is None else f" with PGD-{attack.steps}"
+    objective = recipe.objective
+    passes = passes_of(objective).as_forwards
+    attacked = ""
+    if objective.kind == "free":
+        attacked = f" {objective.replays} times"
+    elif objective.attack is not None:
+        attacked = f" with PGD-{objective.attack.steps}"
     return (
         f"one image: {amount(macs, 'MACs')} forward, about {amount(passes * macs, 'MACs')} to train on{attacked} "
         f"({passes} forward passes)"

@@ -23,14 +23,16 @@ from data.batch import Batch
 from data.index import DatasetIndex
 from data.order import Cursor
 from data.shards import make
-from engine.build import Layout, batch_layout, build_state, build_train_loader
+from engine.build import Layout, batch_layout, build_state
 from engine.cli import Launch
 from engine.finding import Finding, failed
-from engine.knobs import Knobs, pack_knobs
+from engine.knobs import Knobs, feed_knobs, pack_knobs
 from engine.ledger import read_ledger
+from engine.loading import build_train_loader
 from engine.measure import evaluators
 from engine.recipe import Recipe, parse_recipe
-from engine.step import METERS, TrainStep, step_settings
+from engine.sources import Access
+from engine.step import TrainStep, meter_names, step_settings
 from engine.verdict import weights_hash
 
 SECTION = "self-test"
@@ -115,12 +117,13 @@ class Patient:
         self.layout = batch_layout(self.batch, self.env)
         self.state = self._fresh_state()
         before = self._trained()
-        meters = Meters(METERS, self.env.device)
+        settings = step_settings(self.recipe, len(self.index.classes))
+        meters = Meters(meter_names(settings), self.env.device)
         step = TrainStep(
             env=self.env,
             state=self.state,
             forward=self.env.wrap(self.state.model),
-            settings=step_settings(self.recipe, len(self.index.classes)),
+            settings=settings,
             meters=meters,
         )
         self.state.model.train()
@@ -145,6 +148,7 @@ class Patient:
             self.folder / "ledger",
             {"raw": self.state.model},
             self.recipe.evals,
+            Access(),
             recipe_hash=self.recipe.hash,
         )
         ((evaluator, entry),) = found
@@ -174,7 +178,7 @@ class Patient:
 
     def _knobs(self, step: int) -> Knobs:
         knobs = pack_knobs(lr=1e-3, eps=8 / 255, step_size=8 / 255, step=step)
-        return Knobs(**self.env.feed(knobs._asdict(), split=False))
+        return feed_knobs(self.env, knobs)
 
 
 def _recipe(folder: Path, batch_size: int, precision: Precision) -> Recipe:

@@ -1,4 +1,4 @@
-"""What `eval` and `attack` measure: a run folder, a checkpoint in one, or an exported weight file."""
+"""What `eval` and `attack` measure: a run folder, a checkpoint in one, an exported file, or weights from elsewhere."""
 
 import os
 import sys
@@ -11,9 +11,15 @@ from torch import nn
 from bits.checkpoint import latest_checkpoint, load_checkpoint, read_meta
 from engine.exported import SUFFIX, load_exported
 from engine.folder import RunFolder
+from engine.foreign import Stated, open_foreign
 from engine.recipe import Recipe
+from engine.sources import numbered
+from models.hub import is_hub_name
+from models.load import place_weights
+from models.weight_container import FORMAT_KEY
+from models.weights import read_weights
 
-FORMS = "a run folder, a checkpoint in one (.pt) or an exported file (.safetensors)"
+FORMS = "a run folder, a checkpoint in one (.pt), an exported file (.safetensors), or any weights with --model NAME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +33,19 @@ class Subject:
     weights: str  # "raw" or "ema": which of them count
     output: RunFolder  # where results go unless the user says otherwise
     is_run: bool  # whether `output` is the run itself, which has more in it than results
+    is_foreign: bool = False  # weights from elsewhere: no recipe of ours trained them
 
-    def load_into(self, model: nn.Module) -> None:
-        """Puts the weights into a model that the recipe built. ValueError where they do not fit."""
+    @property
+    def recipe_hash(self) -> str:
+        """Of the training; empty where nobody knows."""
+        return "" if self.is_foreign else self.recipe.hash
+
+    def load_into(self, model: nn.Module) -> str | None:
+        """Puts the weights into a model that the recipe built; for those from elsewhere, what was done to them in
+        words. ValueError where they do not fit.
+        """
+        if self.is_foreign:
+            return str(place_weights(model, self.state["model"], source=str(self.path)))
         try:
             model.load_state_dict(self.state["model" if self.weights == "raw" else "ema"])
         except (RuntimeError, KeyError) as error:
@@ -38,13 +54,29 @@ class Subject:
                 f"{self.path}: the weights do not fit the recipe's model ({str(error).splitlines()[0]}); "
                 "were they saved by another version of the toolkit? train again"
             ) from None
+        return None
 
 
-def open_subject(path: Path, *, weights: str) -> Subject:
-    """The model at `path`; `weights` as the user asked. ValueError in one line for anything else."""
-    if path.suffix == SUFFIX:
+def open_subject(path: Path, *, weights: str, stated: Stated | None = None) -> Subject:
+    """The model at `path`; `weights` as the user asked, `stated` what they say of weights from elsewhere, for which
+    no folder holds results. ValueError in one line for anything else.
+    """
+    if is_hub_name(str(path)):
+        return _open_foreign(path, weights, stated or Stated())
+    if stated and path.is_dir():
+        raise ValueError(
+            f"{path} is a run, whose recipe says all about its model; drop --model and what goes with it"
+        )
+    if path.suffix == SUFFIX and FORMAT_KEY in read_weights(path).metadata:
+        if stated:
+            raise ValueError(
+                f"{path} is an export and says all about its model; drop --model and what goes with it"
+            )
         return _open_exported(path, weights)
     folder = RunFolder(path.parent.parent if path.suffix == ".pt" else path)
+    is_recipe = path.suffix in (".yaml", ".yml")  # of a training, given in place of its run
+    if stated or (path.is_file() and not is_recipe and not folder.recipe.is_file()):
+        return _open_foreign(path, weights, stated or Stated())
     if not folder.recipe.is_file():
         raise ValueError(
             f"{path} is no run folder, nor a checkpoint in one (no {folder.recipe}); give {FORMS}"
@@ -73,6 +105,20 @@ def _open_exported(path: Path, weights: str) -> Subject:
         weights=found.weights,
         output=RunFolder(path.with_suffix("")),
         is_run=False,
+    )
+
+
+def _open_foreign(path: Path, weights: str, stated: Stated) -> Subject:
+    found = open_foreign(path, stated, use_ema=weights == "ema")
+    return Subject(
+        path=path,
+        recipe=found.recipe,
+        classes=list(numbered(found.num_classes)),
+        state={"model": found.state},  # also where it is an average
+        weights=found.weights,
+        output=RunFolder(path.with_suffix("")),
+        is_run=False,
+        is_foreign=True,
     )
 
 

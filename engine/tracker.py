@@ -21,8 +21,10 @@ WARMED_UP = (
     "cutmix",
     "switch_prob",
     "eps",
+    "steps",
 )  # in a `train` entry where warm-ups name them
 TRAIN_SCALARS = ("loss", "top1", "lr", "images_per_s", "data_s", "step_s", *WARMED_UP)
+HEALTH_SCALARS = ("fgsm_top1", "pgd_top1", "gap", "zero_gradients")
 FLUSH_S = 10  # how far the curves of somebody who watches lie behind
 IMAGES = ("augmented", "adversarial")
 
@@ -65,6 +67,8 @@ class Trackers:
             if self._last.get(tag) != step:
                 self._last[tag] = step
                 scalars = {tag: values["top1"]}
+        elif event == "health":
+            scalars = {f"health/{name}": values[name] for name in HEALTH_SCALARS if name in values}
         if scalars:
             self._each(lambda tracker: tracker.scalars(step, scalars))
 

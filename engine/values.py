@@ -5,7 +5,7 @@ Types are strict: no text becomes a number, no number becomes text; only a whole
 
 import re
 from itertools import pairwise
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -64,12 +64,15 @@ def _in_order(points: tuple[tuple[int, T], ...]) -> tuple[tuple[int, T], ...]:
     return points
 
 
-def _scalar(value: object) -> object:
-    if not isinstance(value, (bool, int, float, str)):
+def _argument(value: object) -> object:
+    """A scalar, or a flat list of them as a tuple."""
+    scalars = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if strange := [each for each in scalars if not isinstance(each, (bool, int, float, str))]:
         raise ValueError(
-            f"is {value!r}, but a model argument is a number, true, false or text; write one of these"
+            f"is {strange[0]!r}, but a model argument is a number, true, false or text, or a list of these; "
+            "write one of them"
         )
-    return value
+    return scalars if isinstance(value, (list, tuple)) else value
 
 
 def _four_strengths(value: object) -> object:
@@ -77,6 +80,12 @@ def _four_strengths(value: object) -> object:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (value, value, value, 0.0)
     return (*value, 0.0) if isinstance(value, (list, tuple)) and len(value) == 3 else value
+
+
+def _shards(value: object) -> object:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"is {value!r}, but must be a number of shards from 1, or all; write one such as 64")
 
 
 # YAML has lists and no tuples, so the outermost type is taken leniently; what is inside stays strict.
@@ -95,8 +104,10 @@ JitterStrengths = Annotated[
 Radius = Annotated[float, BeforeValidator(_fraction), Field(ge=0)]
 PositiveRadius = Annotated[float, BeforeValidator(_radius), Field(gt=0)]  # in a section with `norm`
 Magnitude = Annotated[float, Field(ge=0, le=10)]
-ModelArgument = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+Scalar = bool | int | float | str
+ModelArgument = Annotated[Scalar | tuple[Scalar, ...], BeforeValidator(_argument)]
 Epoch = NonNegativeInt
+Window = Annotated[int | Literal["all"], BeforeValidator(_shards)]
 Points = Annotated[
     tuple[Annotated[tuple[Epoch, T], Field(strict=False)], ...],
     Field(strict=False),

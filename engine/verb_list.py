@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -13,7 +13,11 @@ from data.suite import found_suites, list_suites
 from engine.cli import Launch
 from engine.columns import Column, print_table
 from engine.model_table import ModelFacts, other_timm, read_table
+from engine.published import PATH as PUBLISHED
+from engine.published import PublishedFile, read_published
 from engine.recipe import Recipe, load_recipe
+from engine.variants import FILE as VARIANTS
+from engine.variants import variants_of
 from engine.words import objective_words
 from robust.catalogue import list_attacks
 
@@ -27,6 +31,10 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         return {}  # under an outside launcher one process does it all
     if arguments.data is not None and arguments.what != "suites":
         raise ValueError(f"--data {arguments.data}: only `list suites` looks into a folder; drop it")
+    if arguments.published and arguments.what != "models":
+        raise ValueError("--published is for `list models`; drop it")
+    if arguments.published:
+        return {"published": _published_files(arguments)}
     listing = {"models": _models, "recipes": _recipes, "suites": _suites, "attacks": _attacks}
     return {arguments.what: listing[arguments.what](arguments)}
 
@@ -66,6 +74,31 @@ def _model_row(row: ModelFacts) -> list[str]:
     ]
 
 
+def _published_files(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    table = read_published()
+    shown: Sequence[PublishedFile] = table.files
+    if arguments.pattern is not None:
+        shown = _matching(
+            arguments.pattern, shown, lambda row: (row.name, row.model, row.paper), what="model"
+        )
+    used = {name: row for row in shown for name in (row.paper, row.container, *row.numbers, *row.missing)}
+    facts = {**table.papers, **table.measures, **table.containers}
+    notes = [f"{name}: {text}" for name, text in facts.items() if name in used]
+    notes += [f"{row.name}: {row.note}" for row in shown if row.note]
+    titles = ("name", "paper", "model", "file", "container", "norm", "recipe", "numbers/%")
+    print_table([Column(title) for title in titles], [_published_row(row) for row in shown], notes=notes)
+    return [row.model_dump() for row in shown]
+
+
+def _published_row(row: PublishedFile) -> list[str]:
+    numbers = [f"{name} {value:g}" for name, value in row.numbers.items()]
+    numbers += [f"{name} not known" for name in row.missing]
+    return [
+        *(row.name, row.paper, row.model, row.file or "", row.container or "", row.norm, row.recipe or ""),
+        ", ".join(numbers),
+    ]
+
+
 def _if(note: str | None) -> list[str]:
     return [] if note is None else [note]
 
@@ -74,17 +107,39 @@ def _if(note: str | None) -> list[str]:
 
 
 def _recipes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    found = sorted(ROOT.glob("recipes/**/*.yaml"))
+    found = sorted(p for p in ROOT.glob("recipes/**/*.yaml") if p != PUBLISHED and p.name != VARIANTS)
     if not found:
         raise ValueError(f"no recipes in {ROOT / 'recipes'}; start in a checkout of the toolkit")
     paths = [path.relative_to(ROOT).as_posix() for path in found]
     if arguments.pattern is not None:
         paths = _matching(arguments.pattern, paths, _recipe_names, what="recipe")
     recipes = [_describe_recipe(path) for path in paths]
-    titles = ("recipe", "model", "objective", "epochs", "evals", "published", "about")
-    rows = [[str(recipe[title]) for title in titles] for recipe in recipes]
-    print_table([Column(title, right=title == "epochs") for title in titles], rows)
+    titles = ("recipe", "paper", "model", "objective", "epochs", "batch", "published/%", "about")
+    rows = [[str(recipe[title.removesuffix("/%")]) for title in titles] for recipe in recipes]
+    columns = [Column(title, right=title in ("epochs", "batch")) for title in titles]
+    print_table(columns, rows, notes=_recipe_notes(recipes))
     return recipes
+
+
+def _recipe_notes(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    notes = ["batch: images of an update, over all devices"]
+    papers = {recipe["paper"] for recipe in recipes} - {""}
+    if papers:
+        used = papers | {name for recipe in recipes for name in recipe.get("numbers", ())}
+        table = read_published()
+        notes += [
+            f"{name}: {text}" for name, text in {**table.papers, **table.measures}.items() if name in used
+        ]
+    of_list: dict[tuple[str, ...], list[str]] = {}
+    for recipe in recipes:
+        if names := tuple(recipe.get("variants", ())):
+            of_list.setdefault(names, []).append(recipe["recipe"])
+    notes += [f"variants of {', '.join(of)}: @{', @'.join(names)}" for names, of in of_list.items()]
+    return notes
+
+
+def _papers() -> Mapping[str, str]:
+    return read_published().papers if PUBLISHED.is_file() else {}
 
 
 def _recipe_names(path: str) -> tuple[str, ...]:
@@ -96,17 +151,22 @@ def _describe_recipe(path: str) -> dict[str, Any]:
     try:
         text = (ROOT / path).read_text(encoding="utf-8")
         recipe = load_recipe(ROOT / path)
+        variants = list(variants_of(ROOT / path))
     except (ValueError, OSError) as error:
         line = " ".join(str(error).split()).replace(f"{ROOT}/", "")
-        blank = dict.fromkeys(("model", "objective", "epochs", "evals", "published"), "")
+        blank = dict.fromkeys(("paper", "model", "objective", "epochs", "batch", "evals", "published"), "")
         return {"recipe": path, **blank, "about": f"cannot be read: {line}", "error": line}
     return {
         "recipe": path,
+        "paper": family if (family := Path(path).parent.name) in _papers() else "",
         "model": recipe.model.name,
         "objective": objective_words(recipe.objective),
         "epochs": recipe.run.epochs,
+        "batch": recipe.run.batch_size * recipe.optim.accumulate,
         "evals": ", ".join(entry.name for entry in recipe.evals),
         "published": _published(recipe),
+        "numbers": dict(recipe.published),
+        "variants": variants,
         "about": _first_comment(text) or recipe.description,
         "hash": recipe.hash,
     }

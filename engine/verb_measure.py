@@ -12,10 +12,12 @@ from engine.cli import Launch
 from engine.evaluate import Evaluator
 from engine.fields import AttackEval, SuiteEval, radius_name
 from engine.folder import RunFolder
+from engine.foreign import Stated
 from engine.log import RunLog, open_log
 from engine.measure import evaluators, keep_pictures, result_name, store_result, table, watched
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
+from engine.sources import Access
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from engine.subject import Subject, open_subject
 from engine.suites import locate, open_eval_set
@@ -23,12 +25,15 @@ from engine.suites import locate, open_eval_set
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Results of the evaluations asked for; also written to results/*.json and to the ledger."""
-    subject = open_subject(arguments.run, weights=arguments.weights)
-    recipe = _with_entries(subject.recipe, arguments)
+    subject = open_subject(arguments.run, weights=arguments.weights, stated=_stated(arguments))
+    if subject.is_foreign and arguments.output is None:
+        raise ValueError(f"{arguments.run} is no run with a place for results; give --output DIR")
+    access = Access(arguments.cache or subject.recipe.data.cache, allow_pipes=arguments.allow_pipes)
+    recipe = _with_entries(subject.recipe, arguments, access)
     target = RunFolder(arguments.output) if arguments.output else subject.output
     _check_target(target, subject)
     for entry in recipe.evals:
-        open_eval_set(recipe, entry, classes=subject.classes)
+        open_eval_set(recipe, entry, access, classes=subject.classes)
     env = open_environment(
         launch.backend,
         precision="float32",
@@ -38,11 +43,15 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     )
     try:
         model = build_model(recipe, env, num_classes=len(subject.classes), layout=None)
-        subject.load_into(model)
+        loaded = subject.load_into(model)
         target.create()
         log = open_log(target.log, env.rank, quiet=arguments.quiet)
+        if loaded is not None:
+            log.say(loaded)
         models = {subject.weights: model}
-        found = evaluators(env, recipe, target.ledger, models, recipe.evals, recipe_hash=subject.recipe.hash)
+        found = evaluators(
+            env, recipe, target.ledger, models, recipe.evals, access, recipe_hash=subject.recipe_hash
+        )
         with log:
             results = _evaluate(found, target, log, recipe.run.gallery_images)
     except Stopped:
@@ -55,6 +64,15 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     if env.rank == 0:
         print(table(results), file=sys.stdout)
     return {"exit_code": 0, "results": results}
+
+
+def _stated(arguments: argparse.Namespace) -> Stated:
+    return Stated(
+        model=arguments.model,
+        image_size=arguments.image_size,
+        num_classes=arguments.num_classes,
+        words=arguments.overrides,
+    )
 
 
 def _evaluate(
@@ -84,18 +102,18 @@ def _check_target(target: RunFolder, subject: Subject) -> None:
         raise ValueError(f"output folder {target.root} holds {kind}; choose another --output")
 
 
-def _with_entries(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+def _with_entries(recipe: Recipe, arguments: argparse.Namespace, access: Access) -> Recipe:
     """The run's recipe with the evaluations of the command line, checked like those of a file."""
     tree = recipe.model_dump(mode="json")
     tree["data"]["eval_bad"] = arguments.bad_images or tree["data"]["eval_bad"]
     tree["run"]["best"] = None  # about the evaluations of the training
     if arguments.verb == "attack" and arguments.data is not None:
-        (clean,) = locate(["clean"], recipe, arguments.data)
+        (clean,) = locate(["clean"], recipe, arguments.data, access)
         tree["data"]["val"] = clean.get("data", tree["data"]["val"])
     if tree["data"]["val"] is None and arguments.data is None:
         raise ValueError("the run's recipe names no data.val; give --data FOLDER")
     tree["evals"] = [
-        {k: v for k, v in entry.items() if v is not None} for entry in _entries(arguments, recipe)
+        {k: v for k, v in entry.items() if v is not None} for entry in _entries(arguments, recipe, access)
     ]
     try:
         return parse_recipe(tree, f"{arguments.verb} {arguments.run}")
@@ -108,10 +126,11 @@ def _in_flags(line: str) -> str:
     return re.sub(r"\bevals\[\d+\]\.(\w+)", lambda match: "--" + str(match[1]).replace("_", "-"), line)
 
 
-def _entries(arguments: argparse.Namespace, recipe: Recipe) -> list[dict[str, Any]]:
+def _entries(arguments: argparse.Namespace, recipe: Recipe, access: Access) -> list[dict[str, Any]]:
     shared = {"batch_size": arguments.batch_size}
     if arguments.verb == "eval":
-        return [entry | shared for entry in locate(arguments.suite.split(","), recipe, arguments.data)]
+        found = locate(arguments.suite.split(","), recipe, arguments.data, access)
+        return [entry | shared for entry in found]
     return [
         {
             "attack": arguments.attack,

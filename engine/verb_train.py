@@ -1,6 +1,7 @@
 """`train`: from a recipe to a run folder with checkpoints, log, ledger and results."""
 
 import argparse
+import hashlib
 import os
 from functools import partial
 from pathlib import Path
@@ -8,41 +9,54 @@ from typing import Any
 
 from torch import nn
 
-from bits.checkpoint import list_checkpoints
 from bits.environment import Environment, open_environment
 from bits.state import TrainState
-from data.index import DatasetIndex
-from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings, open_shards
+from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings
 from engine.cli import Launch
 from engine.failure import exit_code_of
+from engine.flags import recipe_words
 from engine.folder import RunFolder
-from engine.log import RunLog, open_log, read_log
+from engine.log import RunLog, open_log
 from engine.loop import Loop
 from engine.measure import measure
-from engine.recipe import Recipe, load_recipe, resume_diff
+from engine.plan_table import show
+from engine.planner import Plan, count, measured
+from engine.receipt import write_receipt
+from engine.recipe import Recipe, load_recipe
+from engine.resume import check_resume
+from engine.sources import Access, open_shards
+from engine.start import Start, open_start
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from engine.subject import Subject
 from engine.suites import open_eval_set
+from engine.teacher import build_teacher, open_teacher
 from engine.tracker import import_wandb, open_trackers
+from engine.training_set import Stream, TrainingSet, describe_order, open_training_set
+from engine.verdict import weights_hash
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Trains, or goes on, or (finished already) only evaluates what is missing."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, recipe_words(arguments))
     if arguments.dry_run:
         check_model(recipe)
         if os.environ.get("RANK", "0") == "0":
-            print(f"{recipe.resolved_yaml()}# hash: {recipe.hash}")
-        return {"recipe": recipe.hash}
+            print(f"{recipe.resolved_yaml()}# hash: {recipe.hash}", flush=True)
+        access = Access(recipe.data.cache, allow_pipes=arguments.allow_pipes, builds=False)
+        return {"recipe": recipe.hash, "plan": plan(recipe, access, launch, arguments.no_measure).as_dict()}
     folder = RunFolder(Path(arguments.output or recipe.run.output or f"runs/{recipe.name}"))
     folder.check_writable()
     checkpoint = check_resume(folder, recipe, arguments.resume)
     if recipe.run.wandb is not None:
         import_wandb()
-    index = open_shards(recipe.data.train, field="data.train", num_classes=recipe.data.num_classes)
+    access = Access(recipe.data.cache, allow_pipes=arguments.allow_pipes)
+    index = open_training_set(recipe, access)
     if recipe.data.val is not None:
-        open_shards(recipe.data.val, field="data.val", classes=index.classes)
+        open_shards(recipe.data.val, access, field="data.val", classes=index.classes)
     for entry in recipe.evals:
-        open_eval_set(recipe, entry, classes=index.classes)
+        open_eval_set(recipe, entry, access, classes=index.classes)
+    teacher = open_teacher(recipe, classes=index.classes, folder=folder)
+    start = open_start(recipe) if checkpoint is None else None  # a resumed run has its own weights
     env = open_environment(
         launch.backend,
         precision=recipe.run.precision,
@@ -52,84 +66,41 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     )
     try:
         with open_log(folder.log, env.rank, quiet=arguments.quiet) as log:
-            return train(env, recipe, folder, index, checkpoint, log)
+            return train(env, recipe, folder, index, checkpoint, log, access, teacher, start)
     finally:
         env.close()
 
 
-def check_resume(folder: RunFolder, recipe: Recipe, resume: str) -> Path | None:
-    """The checkpoints to go on from, or None for a fresh start. ValueError before anything is written."""
-    if resume not in ("auto", "never"):
-        return _foreign_checkpoints(Path(resume), recipe, folder)
-    if folder.is_empty():
-        return None
-    if not folder.recipe.is_file():
-        raise ValueError(
-            f"output folder {folder.root} is not empty and holds no run; choose another --output"
+def plan(recipe: Recipe, access: Access, launch: Launch, no_measure: bool) -> Plan:
+    """What a run would cost, said; measured unless `no_measure`. No file is written."""
+    found, index = count(recipe, access)
+    if not no_measure:
+        env = open_environment(
+            launch.backend,
+            precision=recipe.run.precision,
+            world_size=launch.world_size,
+            num_devices=launch.num_devices,
+            deterministic=recipe.run.deterministic,
         )
-    if resume == "never":
-        raise ValueError(
-            f"output folder {folder.root} holds a run and --resume never was given; choose another --output"
-        )
-    _check_same(folder, recipe)
-    return folder.checkpoints if list_checkpoints(folder.checkpoints) else None
-
-
-def _foreign_checkpoints(path: Path, recipe: Recipe, folder: RunFolder) -> Path:
-    root = path.parent.parent if path.suffix == ".pt" else path
-    found = path if path.suffix == ".pt" else root / "checkpoints"
-    if not found.exists() or not list_checkpoints(root / "checkpoints"):
-        raise ValueError(
-            f"--resume {path}: no checkpoint there; give auto, never, a run folder or a step-*.pt file in one"
-        )
-    _check_same(RunFolder(root), recipe)
-    if _is_cut_off(folder):
-        return found
-    if not folder.is_empty() and not folder.root.samefile(root):
-        if _started_from(folder, found):
-            # The same command once more: the new run has come as far as the one it started from, or further.
-            _check_same(folder, recipe)
-            return folder.checkpoints
-        raise ValueError(
-            f"output folder {folder.root} is not empty and --resume {path} is another run; "
-            "choose a new --output"
-        )
+        try:
+            found = measured(found, recipe, env, index)
+        finally:
+            env.close()
+    if os.environ.get("RANK", "0") == "0":
+        show(found)
     return found
-
-
-def _is_cut_off(folder: RunFolder) -> bool:
-    """Whether a start from another run was killed before it had written more than that run's state."""
-    if not folder.checkpoints.is_dir():
-        return False
-    names = {path.name for path in folder.root.iterdir() if not path.name.endswith(".part")}
-    states = all(path.name.startswith(("step-", ".step-")) for path in folder.checkpoints.iterdir())
-    return names == {folder.checkpoints.name} and states
-
-
-def _started_from(folder: RunFolder, source: Path) -> bool:
-    if not folder.recipe.is_file() or not list_checkpoints(folder.checkpoints):
-        return False
-    if not folder.log.is_file():
-        return True  # killed before its first entry; a fresh start has no checkpoint by then
-    return any(entry.get("source") == str(source.resolve()) for entry in read_log(folder.log))
-
-
-def _check_same(folder: RunFolder, recipe: Recipe) -> None:
-    changed = resume_diff(folder.read_recipe(), recipe)
-    if changed:
-        raise ValueError(
-            f"{folder.root} was made with another recipe: {', '.join(changed)} differ; resuming would mix "
-            "two runs, choose another --output or restore the fields"
-        )
 
 
 def train(
     env: Environment,
     recipe: Recipe,
     folder: RunFolder,
-    index: DatasetIndex,
+    index: TrainingSet,
     checkpoint: Path | None,
     log: RunLog,
+    access: Access,
+    teacher: Subject | None,
+    start: Start | None,
 ) -> dict[str, Any]:
     """The run itself, in an open environment. Nothing is written before all that can be refused is."""
     layout = batch_layout(recipe.run.batch_size, env)
@@ -138,7 +109,8 @@ def train(
             f"run.batch_size {recipe.run.batch_size} gives each of {env.world_size} processes {layout.per_process} "
             f"images, and mixing pairs neighbours; try {2 * env.world_size * (layout.per_process // 2 + 1)}"
         )
-    state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
+    load = None if start is None else lambda model: log.say(start.load_into(model))
+    state = build_state(recipe, env, num_classes=len(index.classes), layout=layout, start=load)
     with StopRequest() as stop:
         loop = Loop(
             env=env,
@@ -149,35 +121,55 @@ def train(
             folder=folder,
             log=log,
             stop=stop,
-            evaluate=partial(measure, env, recipe, folder, weights_by_name(state), log, lambda: stop.asked),
+            evaluate=partial(
+                measure, env, recipe, folder, weights_by_name(state), log, lambda: stop.asked, access
+            ),
+            teacher=None if teacher is None else build_teacher(teacher, recipe, env),
+            init=None if start is None else start.sha256,
         )
         _check_length(loop)
         for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself
             augment_settings(recipe, epoch), mix_settings(recipe, epoch)
         resumed = checkpoint is not None and _resume(loop, checkpoint)
-        _check_same_step(env, state.step)
+        _check_same_start(env, state.step, index)
+        _check_same_weights(loop)
+        loop.prepare()
         folder.create()
         if resumed:
             loop.save()  # of a start from another run, or a kill before the first checkpoint would lose it
         if env.rank == 0:
             folder.write_start(recipe, env)
         source = str(checkpoint.resolve()) if resumed and checkpoint is not None else None
-        facts = {"recipe": recipe.hash, "backend": env.backend, "source": source}
+        facts = {"recipe": recipe.hash, "backend": env.backend, "source": source, **loop.given}
         log.reached(state.step, loop.num_updates)
         if env.rank == 0:
             log.trackers = open_trackers(
                 recipe, folder.root, step=state.step, warn=partial(log.say, important=True)
             )
-        log.write("start", resumed=resumed, step=state.step, **facts)
+        log.write("start", resumed=resumed, step=state.step, **facts, **_order_facts(loop))
         started = f"resumed at step {state.step}" if resumed else "started"
         log.say(f"{started}: {folder.root} ({env.backend})")
+        if loop.teacher is not None:
+            log.say(loop.teacher.about)
+        _say_order(loop)
         try:
             result = _run_loop(loop)
         except (ValueError, OSError) as error:
             _write_exit(loop, exit_code_of(error), event="error", error=" ".join(str(error).split()))
             raise
+    if result["exit_code"] == 0 and env.rank == 0:
+        _write_receipt(loop, access)
     _write_exit(loop, result["exit_code"], event="end" if result["exit_code"] == 0 else "stop")
     return result
+
+
+def _write_receipt(loop: Loop, access: Access) -> None:
+    data, images = loop.recipe.data, None
+    if data.val is not None and loop.recipe.evals:
+        images = access.open(data.val, field="data.val").num_samples
+    loop.log.say(
+        write_receipt(loop.folder.root, loop.recipe, loop.env, updates=loop.num_updates, eval_images=images)
+    )
 
 
 def weights_by_name(state: TrainState) -> dict[str, nn.Module]:
@@ -206,12 +198,53 @@ def _run_loop(loop: Loop) -> dict[str, Any]:
     }
 
 
-def _check_same_step(env: Environment, step: int) -> None:
+def _order_facts(loop: Loop) -> dict[str, int | None]:
+    """For the log: what the order of the images was made from, and how many of a stream come once more."""
+    again = loop.state.consumed if isinstance(loop.index, Stream) else 0
+    return {"shards": len(loop.index.shards), "window": loop.window, "again": again}
+
+
+def _say_order(loop: Loop) -> None:
+    if line := describe_order(loop.index, loop.window):
+        loop.log.say(line, important=True)
+    if again := _order_facts(loop)["again"]:
+        loop.log.say(
+            f"a stream cannot be entered in the middle: epoch {loop.state.epoch} goes on after {again} images, with "
+            "its first images once more",
+            important=True,
+        )
+
+
+def _check_same_start(env: Environment, step: int, index: TrainingSet) -> None:
     if env.agree(step) != -env.agree(-step):
         raise ValueError(
             f"processes found different checkpoints (rank {env.rank}: step {step}); the run folder must be on a disk "
             "that all of them see"
         )
+    data = int.from_bytes(hashlib.sha256(index.dataset_id.encode()).digest()[:7], "big")
+    if env.agree(data) != -env.agree(-data):
+        raise ValueError(
+            f"processes found different shards in data.train (rank {env.rank}: {index.dataset_id[:12]}); were they "
+            "changed just now? start again"
+        )
+
+
+def _check_same_weights(loop: Loop) -> None:
+    """Of a teacher, and of what was loaded to start from: DDP sends no weights, so others would never meet."""
+    hashes = {"objective.distill.teacher": loop.given["teacher"]}
+    if loop.state.step == 0 and loop.init is not None:
+        hashes["model.init.path"] = weights_hash(loop.state.model.state_dict())
+    for field, digest in hashes.items():
+        if digest is not None and not _is_same(loop.env, digest):
+            raise ValueError(
+                f"processes found different weights at {field} (rank {loop.env.rank}: {digest[:12]}); give a file that "
+                "all of them see"
+            )
+
+
+def _is_same(env: Environment, digest: str) -> bool:
+    value = int(digest[:14], 16)
+    return env.agree(value) == -env.agree(-value)
 
 
 def _check_length(loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""`weights`: what a weight file holds, and a run's weights as one file that needs no run folder."""
+"""`weights`: what a weight file holds, any of them as safetensors, and a run's as one file that needs no run folder."""
 
 import argparse
 import os
@@ -10,12 +10,15 @@ from typing import Any
 from bits.checkpoint import CheckpointError, read_meta, write_atomic
 from engine.card import card_path, model_card, read_measured
 from engine.cli import Launch
+from engine.convert import convert
 from engine.exported import SUFFIX, describe_export
 from engine.folder import RunFolder
 from engine.subject import open_subject
 from engine.verdict import weights_hash
 from engine.words import short_list
-from models.weights import WeightFile, describe_state, file_sha256, read_weights, to_safetensors
+from models.weight_export import to_safetensors
+from models.weight_facts import describe_state, file_sha256
+from models.weights import WeightFile, read_weights
 
 Action = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -26,6 +29,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         return {}  # under an outside launcher one process does it all
     actions: dict[str, tuple[Action, tuple[str, ...]]] = {
         "info": (_info, ("FILE",)),
+        "convert": (_convert, ("SRC", f"DST{SUFFIX}")),
         "export": (_export, ("RUN", f"DST{SUFFIX}")),
     }
     action, names = actions[arguments.action]
@@ -33,7 +37,17 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         raise ValueError(
             f"weights {arguments.action} takes {' '.join(names)}; {len(arguments.paths)} paths were given"
         )
+    _check_flags(arguments)
     return action(arguments)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags that do nothing: of `info` all, of `export` those that are about foreign files."""
+    given = {"--trust-pickle": arguments.trust_pickle, "--model": arguments.model is not None}
+    if arguments.action != "convert" and (
+        flag := next((name for name, is_there in given.items() if is_there), None)
+    ):
+        raise ValueError(f"weights {arguments.action} does not use {flag}, which is for convert; drop it")
 
 
 # ---- info
@@ -105,7 +119,13 @@ def _shown(name: str, value: object) -> str:
     return text if len(text) <= 72 else f"{text[:69]}..."
 
 
-# ---- export
+# ---- convert and export
+
+
+def _convert(arguments: argparse.Namespace) -> dict[str, Any]:
+    source, target = arguments.paths
+    _check_target(target, force=arguments.force, has_card=False)
+    return convert(source, target, arguments)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -133,16 +153,16 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"output": str(target), "card": str(card_path(target)), "results": len(measured), **metadata}
 
 
-def _check_target(target: Path, *, force: bool) -> None:
+def _check_target(target: Path, *, force: bool, has_card: bool = True) -> None:
     if target.suffix != SUFFIX:
         raise ValueError(
-            f"{target}: the export is a {SUFFIX} file; name it {target.with_suffix(SUFFIX).name}"
+            f"{target}: what is written is a {SUFFIX} file; name it {target.with_suffix(SUFFIX).name}"
         )
     if not target.parent.is_dir():
         raise ValueError(f"{target}: {target.parent} is no folder; make it, or give another path")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ValueError(f"{target}: {target.parent} is not writable; give another path")
-    for path in (target, card_path(target)):
+    for path in (target, card_path(target)) if has_card else (target,):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give another path")
         if path.exists() and not force:

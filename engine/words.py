@@ -27,14 +27,25 @@ def attack_words(attack: Mapping[str, object]) -> str:
         words.append(f"{attack['restarts']} restarts")
     if attack.get("best_iterate"):
         words.append("best iterate")
+    if attack.get("targeted"):
+        words.append("targeted")
     return ", ".join(words)
 
 
 def objective_words(objective: ObjectiveSection) -> str:
-    """ "clean", or "adversarial" with its attack."""
-    if objective.attack is None:
-        return objective.kind
-    return f"{objective.kind}: {attack_words(objective.attack.model_dump())}"
+    """ "clean", or another kind with its number and its attack: "trades, beta 6: PGD-10, linf, ..."."""
+    kind: str = objective.kind
+    if kind in ("trades", "mart"):
+        kind += f", beta {objective.beta:g}"
+    if kind == "free":
+        kind += f", {objective.replays} replays"
+    if objective.clean_weight > 0:
+        kind += f", clean weight {objective.clean_weight:g}"
+    if (distill := objective.distill) is not None:
+        kind += (
+            f", {distill.kind} distillation of {distill.alpha:g} from {distill.teacher.rpartition('/')[2]}"
+        )
+    return kind if objective.attack is None else f"{kind}: {attack_words(objective.attack.model_dump())}"
 
 
 def short_list(names: list[str], shown: int = 12) -> str:

@@ -115,6 +115,17 @@ class L2:
 THREATS: Mapping[str, ThreatModel] = {"linf": Linf(), "l2": L2()}
 
 
+def distance(image: Tensor, clean: Tensor, norm: str) -> Tensor:
+    """Length [N] of image - clean, (N,3,H,W) both, in the norm called `norm`: linf or l2."""
+    change = (_wide(image) - _wide(clean)).flatten(1)
+    return change.abs().amax(dim=1) if norm == "linf" else change.square().sum(dim=1).sqrt()
+
+
+def slack(norm: str, eps: float, shape: Sequence[int]) -> float:
+    """How far rounding may carry a projected float32 image of `shape` (3,H,W) out of the ball, and a little more."""
+    return 1e-6 if norm == "linf" else 2e-6 * eps + 6e-8 * math.sqrt(math.prod(shape))
+
+
 def normal(uniform: Tensor) -> Tensor:
     """Standard normal numbers from float32 uniform ones in [0, 1), by the inverse distribution function.
 

@@ -21,7 +21,7 @@ from engine.override import from_yaml, load_tree, merge
 from engine.recipe import RESUME_MAY_CHANGE, Recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "TRAIN.md", "TEST.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "TRAIN.md", "TEST.md", "CONTRIBUTING.md", "docs/recipes.md")
 FLAGS = {
     "launch_gpu.py": {"--cpu": False, "--num-processes": 1},
     "launch_xla.py": {"--num-devices": 1},

@@ -13,6 +13,7 @@ from engine.report.layout import details, scroll, section, table
 from engine.report.legend import legend, sign
 from engine.report.markup import Markup, tag
 from engine.report.pictures import gallery_section
+from engine.report.published import published_section
 from engine.report.summary import Cell, Column, Row, Summary
 from engine.report.words import NOTHING, counts_text, drop_text, interval_text, listed, percent
 
@@ -58,6 +59,7 @@ def to_html(
         _header(title, runs, summary),
         _warnings(warnings_of(runs, summary)),
         _summary_section(summary),
+        published_section(summary),
         _figure_section("Comparison", comparison, "No evaluation can be drawn yet."),
         _figure_section("Training", training, "No training log, so no curves."),
         gallery_section(pictures, summary),

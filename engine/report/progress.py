@@ -47,8 +47,8 @@ def _curve(entries: Sequence[Entry]) -> tuple[TrainPoint, ...]:
     points: list[TrainPoint] = []
     for entry in entries:
         step = _number(entry, "step")
-        if entry.get("event") == "start" and step is not None:
-            # A killed run goes on from its last checkpoint: what it had logged after that is made once more.
+        if entry.get("event") in ("start", "rollback") and step is not None:
+            # A run goes on from its last checkpoint, or goes back: what it had logged after that is made once more.
             points = [point for point in points if point.step <= step]
         epoch = _number(entry, "epoch")
         if entry.get("event") != "train" or step is None or epoch is None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from engine.report.facts import Plain
 from engine.report.findings import findings
+from engine.report.published import HEAD, comparisons
+from engine.report.published import NOTE as PUBLISHED_NOTE
 from engine.report.summary import Cell, Row, Summary
 from engine.report.words import counts_text, drop_text, share_text
 
@@ -77,6 +79,9 @@ def to_markdown(summary: Summary, *, title: str, warnings: Sequence[str]) -> str
         lines += ["", "**Warnings**", "", *(f"- {_escaped(warning)}" for warning in warnings)]
     if summary.columns:
         lines += ["", *_markdown_table(summary), "", _escaped(NOTE)]
+    if published := comparisons(summary):
+        rows = [_line(["---"] * len(HEAD), is_escaped=True), *map(_line, published)]
+        lines += ["", "**Published numbers**", "", _line(HEAD), *rows, "", _escaped(PUBLISHED_NOTE)]
     return "\n".join(lines) + "\n"
 
 

@@ -21,6 +21,8 @@ from bits.environment import Environment, open_environment
 from bits.meters import Meters
 from bits.noise import noise
 from bits.state import TrainState
+from engine.clipping import clip_adaptively, clip_by_norm
+from engine.guard import Guard
 from engine.optim import SGD, AdamW
 from models.norm import set_norm_stats
 
@@ -167,7 +169,7 @@ def one_step(
     optimizer.set_lr(lr)
     loss = forward(fed(env, images(seed))).square().mean()
     env.backward(loss)
-    env.apply(optimizer, model, clip_norm=None)
+    env.apply(optimizer, model, clip=None)
     env.cut()
 
 
@@ -225,6 +227,43 @@ def case_accumulation_equals_one_batch(env: Environment, folder: Path) -> None:
         assert torch.allclose(host(env, parameter.grad), mean, rtol=1e-5, atol=1e-7), name
 
 
+def case_inner_micro_steps_reduce_nothing(env: Environment, folder: Path) -> None:
+    """The mean of means is the mean, so that only the gradients between the micro-steps tell."""
+    if env.world_size == 1:
+        return
+    model = tiny(env)
+    twin, own = copy_on_cpu(env, model), share(env, images(0))
+    forward = env.wrap(model)
+    with env.accumulating(forward):
+        env.backward(forward(fed(env, images(0))).square().mean())
+    expected = reference_grads(twin, own)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(host(env, parameter.grad), expected[name], rtol=1e-5, atol=1e-7), name
+    weight = host(env, env.gather(model[0].weight.grad.reshape(1, -1)))
+    assert not torch.allclose(weight[0], weight[1], rtol=1e-2), "the ranks hold the same gradient already"
+
+
+def case_clip_by_units(env: Environment, folder: Path) -> None:
+    from timm.utils.agc import adaptive_clip_grad
+
+    model = tiny(env)
+    twin = copy_on_cpu(env, model)
+    reference_grads(twin, images())
+    head = model[4]
+    model.get_classifier = lambda: head  # type: ignore[assignment]
+    free = {n: p.grad.clone() for n, p in twin.named_parameters()}
+    adaptive_clip_grad([p for n, p in twin.named_parameters() if not n.startswith("4.")], clip_factor=0.01)
+    optimizer = SGD(model.parameters(), momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer.set_lr(env.feed({"k": torch.tensor([1.0, 0.0])}, split=False)["k"][0])
+    before = {n: host(env, p).clone() for n, p in model.named_parameters()}
+    env.backward(env.wrap(model)(fed(env, images())).square().mean())
+    env.apply(optimizer, model, clip=lambda module: clip_adaptively(module, 0.01))
+    for name, parameter in model.named_parameters():
+        wanted = dict(twin.named_parameters())[name].grad
+        assert torch.allclose(before[name] - host(env, parameter), wanted, rtol=1e-3, atol=1e-6), name
+        assert torch.equal(wanted, free[name]) == name.startswith("4."), f"{name}: clipped or not"
+
+
 def case_clip_is_by_global_norm(env: Environment, folder: Path) -> None:
     model = tiny(env)
     twin = copy_on_cpu(env, model)
@@ -235,7 +274,7 @@ def case_clip_is_by_global_norm(env: Environment, folder: Path) -> None:
     optimizer.set_lr(env.feed({"k": torch.tensor([1.0, 0.0])}, split=False)["k"][0])
     before = {n: host(env, p).clone() for n, p in model.named_parameters()}
     env.backward(env.wrap(model)(fed(env, images())).square().mean())
-    env.apply(optimizer, model, clip_norm=limit)
+    env.apply(optimizer, model, clip=lambda module: clip_by_norm(module, limit))
     for name, parameter in model.named_parameters():
         moved = before[name] - host(env, parameter)
         assert torch.allclose(moved, grads[name] / 3, rtol=1e-4, atol=1e-6), name
@@ -303,6 +342,38 @@ def case_save_and_load(env: Environment, folder: Path) -> None:
             )
 
 
+def case_update_that_is_not_finite_leaves_no_trace(env: Environment, folder: Path) -> None:
+    """Batches 1 and 3 are NaN on one process or device only; the run must be that of 0 and 2, on all of them."""
+    for make in (
+        lambda model: AdamW(model.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
+        lambda model: SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=0.1),
+    ):
+        ends = []
+        for batches in ((0, 1, 2, 3), (0, 2)):
+            model = tiny(env, "ghost:2")
+            optimizer, forward = make(model), env.wrap(model)
+            guard = Guard(model, limit=5, device=env.device)
+            for number in batches:
+                batch = images(number)
+                if number % 2:
+                    batch[-1] = torch.nan
+                knobs = env.feed(
+                    {"lr": torch.tensor([0.1, 0.0]), "step": torch.tensor([number, 0])}, split=False
+                )
+                optimizer.set_lr(knobs["lr"][0])
+                guard.before()
+                env.backward(forward(fed(env, batch)).square().mean())
+                optimizer.ok = guard.judge(knobs["step"][0])
+                env.apply(optimizer, model, clip=None)
+                optimizer.ok = None
+                env.cut()
+            ends.append({n: host(env, t) for n, t in model.state_dict().items() if "num_batches" not in n})
+            if len(batches) == 4:
+                assert host(env, guard.counts).tolist() == [1, 3, 2], guard.counts
+        for name, tensor in ends[1].items():
+            assert torch.equal(ends[0][name], tensor), f"{name}: {(ends[0][name] - tensor).abs().max()}"
+
+
 def case_ema_arithmetic(env: Environment, folder: Path) -> None:
     model = env.place(nn.Linear(3, 2))
     ema = Ema(model, 0.75)
@@ -314,6 +385,16 @@ def case_ema_arithmetic(env: Environment, folder: Path) -> None:
         env.cut()
         live = host(env, model.weight).double()
         expected = 0.75 * expected + 0.25 * live
+        assert torch.allclose(host(env, ema.module.weight).double(), expected, rtol=1e-6), number
+    # The weight as a number of the step: 1 copies the live weights, and a value is no graph of its own.
+    expected = None
+    for number, share_of_new in enumerate((1.0, 0.5, 0.25)):
+        with torch.no_grad():
+            model.weight.mul_(0.5).add_(float(number))
+        ema.update_(model, env.feed({"k": torch.tensor([share_of_new, 1.0])}, split=False)["k"][0])
+        env.cut()
+        live = host(env, model.weight).double()
+        expected = live if expected is None else expected + share_of_new * (live - expected)
         assert torch.allclose(host(env, ema.module.weight).double(), expected, rtol=1e-6), number
     wanted = host(env, model.weight)
     ema.update_(model)
@@ -352,20 +433,43 @@ def case_no_host_read_and_no_compile_in_steps(env: Environment, folder: Path) ->
     forward = env.wrap(model)
     env.cut()
     mask = torch.ones(GLOBAL_BATCH, dtype=torch.bool)
+    ema, head = Ema(model, 0.9), model[4]
+    model.get_classifier = lambda: head  # type: ignore[assignment]
+
+    def clip(module: nn.Module) -> None:
+        clip_adaptively(module, 0.01)
+        clip_by_norm(module, 1.0)
+
+    guard = Guard(model, limit=5, device=env.device)
+
     for number in range(8):
         env.seed(number)
-        knobs = env.feed({"k": torch.tensor([[0.0, 1.0, 0.5, 0.1][number % 4], 1.0])}, split=False)["k"]
+        guard.before()
+        knobs = env.feed(
+            {"k": torch.tensor([[0.0, 1.0, 0.5, 0.1][number % 4], 1.0, 1.0 / (1 + number)])}, split=False
+        )["k"]
         optimizer.set_lr(knobs[0])
         losses = forward(fed(env, images(number))).square().mean(dim=1)
         env.backward(losses.mean())
         meters.add_({"loss": losses.detach()}, fed(env, mask))
-        env.apply(optimizer, model, clip_norm=1.0)
+        optimizer.ok = guard.judge(knobs[1].to(torch.int64))
+        env.apply(optimizer, model, clip=clip)
+        optimizer.ok = None
+        ema.update_(model, knobs[2])
         env.cut()
         if number == 1:
             before = env.counters()
     after = env.counters()
     for name in ("compiles", "host_reads", "fallbacks"):
         assert after[name] == before[name], f"{name}: {before[name]} -> {after[name]}"
+
+
+def case_peak_memory(env: Environment, folder: Path) -> None:
+    before, of = env.peak_memory()
+    held = env.feed({"x": torch.ones(64 << 20, dtype=torch.uint8)}, split=False)["x"]
+    host(env, held[:1])
+    assert of in ("host memory", "device memory")
+    assert env.peak_memory()[0] >= before > 0
 
 
 def case_dropout_follows_the_seed(env: Environment, folder: Path) -> None:

@@ -23,8 +23,10 @@ from bits.state import to_cpu
 from data.batch import Batch
 from data.index import load_index
 from data.order import Cursor
-from engine.build import batch_layout, build_state, build_train_loader
+from engine.build import batch_layout, build_state
 from engine.folder import RunFolder
+from engine.free import make_step
+from engine.loading import build_train_loader
 from engine.log import RunLog
 from engine.loop import Loop
 from engine.recipe import load_recipe
@@ -111,7 +113,7 @@ def main() -> None:
     modes, backend, world, devices, recipe_path, trace, out, *overrides = sys.argv[1:]
     env = open_environment(backend, world_size=int(world), num_devices=int(devices))
     loop = make_loop(env, recipe_path, overrides)
-    step = TrainStep(
+    step = make_step(
         env=env,
         state=loop.state,
         forward=env.wrap(loop.state.model),

@@ -12,11 +12,18 @@ from data.batch import NUM_DRAWS, Batch
 from data.index import load_index
 from data.loader import train_loader
 from data.order import Cursor
-from engine.build import augment_settings, batch_layout, build_augment, build_train_loader, mix_settings
+from engine.build import augment_settings, batch_layout, build_augment, mix_settings
+from engine.loading import build_train_loader
 from engine.recipe import Recipe, parse_recipe
 from engine.step import step_settings
 
-ALL = {"randaug_on": "device", "color_jitter": 0.4, "erase_prob": 0.5, "erase_mode": "pixel"}
+ALL = {
+    "randaug_on": "device",
+    "color_jitter": 0.4,
+    "color_jitter_on": "device",
+    "erase_prob": 0.5,
+    "erase_mode": "pixel",
+}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,20 @@ def test_one_number_is_timms_color_jitter(few_digits: Path) -> None:
     assert jitter is not None
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.4, 0.4, 0.4, 0.0)
     assert augment_settings(make_recipe(few_digits, color_jitter=[0, 0, 0]), 0).jitter is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"color_jitter": 0.4, "randaug_on": "device"}, "use color_jitter_on=device"),
+        ({"color_jitter_on": "device"}, "data.color_jitter is null"),
+    ],
+)
+def test_a_place_for_jitter_that_cannot_be_is_refused(
+    few_digits: Path, fields: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make_recipe(few_digits, **fields)
 
 
 def test_device_without_randaug_is_refused(few_digits: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ def rewrite_records(folder: Path, change: Callable[[np.ndarray], None]) -> None:
     records = np.load(path).astype(RECORD)
     change(records)
     np.save(path, records)
+    description = json.loads((folder / INDEX_FILE).read_text())
+    description["shards"][0]["index_sha256"] = sha256(path.read_bytes()).hexdigest()
+    (folder / INDEX_FILE).write_text(json.dumps(description))
 
 
 def test_label_out_of_range(world: Path, refused: Refusal) -> None:

@@ -10,9 +10,10 @@ from bits.environment import Environment, open_environment
 from bits.meters import Meters
 from data.batch import NUM_DRAWS, Batch
 from engine.build import batch_layout, build_state
-from engine.knobs import Knobs, pack_knobs
+from engine.guard import Guard
+from engine.knobs import Knobs, feed_knobs, pack_knobs
 from engine.recipe import Recipe, parse_recipe
-from engine.step import METERS, TrainStep, step_settings
+from engine.step import TrainStep, meter_names, step_settings
 
 BATCH = 8
 CUDA = pytest.param("cuda", "inductor", marks=pytest.mark.gpu)
@@ -38,9 +39,14 @@ def make_step(env: Environment) -> TrainStep:
     settings = recipe()
     state = build_state(settings, env, num_classes=10, layout=batch_layout(BATCH, env))
     state.model.train()
-    meters = Meters(METERS, env.device)
+    constants = step_settings(settings, 10)
     return TrainStep(
-        env=env, state=state, forward=state.model, settings=step_settings(settings, 10), meters=meters
+        env=env,
+        state=state,
+        forward=state.model,
+        settings=constants,
+        meters=Meters(meter_names(constants), env.device),
+        guard=Guard(state.model, limit=10, device=env.device),
     )
 
 
@@ -57,7 +63,7 @@ def fed(env: Environment, number: int) -> tuple[Batch, Knobs]:
     )
     knobs = pack_knobs(lr=1e-3 / (number + 1), eps=number / 255, step_size=number / 255, step=number)
     device = Batch(**env.feed(batch._asdict()))
-    return device, Knobs(**env.feed(knobs._asdict(), split=False))
+    return device, feed_knobs(env, knobs)
 
 
 @pytest.fixture(autouse=True)

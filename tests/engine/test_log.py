@@ -12,9 +12,12 @@ import yaml
 
 from data.bad import BadSample
 from data.index import load_index
-from engine import verb_train
+from engine import health_monitor, verb_train
+from engine.adversarial_objectives import Mart, Trades, WithClean
 from engine.bad_images import BadImages
 from engine.cli import Launch, parse
+from engine.distillation import Distilled
+from engine.health import Watch
 from engine.log import RunLog, read_log
 from engine.stop import Stopped
 
@@ -33,6 +36,7 @@ RECIPE: dict[str, Any] = {  # with a warm-up of everything, so that every field 
             "cutmix": [[0, 1.0]],
             "switch_prob": [[0, 0.5]],
             "eps": [[0, "4/255"]],
+            "steps": [[0, 1]],
         },
     },
     "evals": [{"suite": "clean", "num_images": 8}],
@@ -106,6 +110,20 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
         arguments = parse([*words, f"run.max_steps={max_steps}", "--output", str(folder / output)], "p")
         assert verb_train.run(arguments, Launch(backend="cpu"))["exit_code"] == 0
     with pytest.MonkeyPatch.context() as patch:
+        judged: list[Watch] = []
+
+        def check(watch: Watch, **values: Any) -> tuple[Watch, str | None]:
+            judged.append(watch)
+            return (Watch(low=1), "planted") if len(judged) == 2 else (Watch(), None)
+
+        patch.setattr(health_monitor, "check", check)
+        health = "run.health={every: 1, images: 2, steps: 1, rollback: true}"
+        arguments = parse(
+            [*words, health, "run.max_steps=3", "run.checkpoint_every=1", "--output", str(folder / "back")],
+            "p",
+        )
+        assert verb_train.run(arguments, Launch(backend="cpu"))["exit_code"] == 0
+    with pytest.MonkeyPatch.context() as patch:
         for name, error in (("stop", Stopped()), ("error", ValueError("two\nlines"))):
             patch.setattr(verb_train.Loop, "run", raising(error))
             arguments = parse([*words, "--output", str(folder / name)], "p")
@@ -115,7 +133,10 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     bad.note([BadSample("torn", shard="train-000000.tar", key="7/1", position=3)])
     environment: Any = SimpleNamespace(world_size=1, agree=lambda value: value)
     bad.report(environment, RunLog(folder / "error/log.jsonl"), 1)
-    return [entry for name in ("run", "stop", "error") for entry in read_log(folder / name / "log.jsonl")]
+    back = [e for e in read_log(folder / "back/log.jsonl") if e["event"] in ("health", "alarm", "rollback")]
+    return back + [
+        entry for name in ("run", "stop", "error") for entry in read_log(folder / name / "log.jsonl")
+    ]
 
 
 def raising(error: Exception) -> Any:
@@ -141,7 +162,9 @@ def test_every_event_is_documented_and_every_documented_one_written(entries: lis
 
 
 def test_every_field_of_a_report_is_documented(entries: list[dict[str, Any]]) -> None:
-    assert set(documented("| field of `train`", "**On the terminal.**")) == fields(entries, "train")
+    of_objectives = {name for kind in (WithClean, Trades, Mart, Distilled) for name in kind.meters}
+    found = fields(entries, "train") | of_objectives
+    assert set(documented("| field of `train`", "**On the terminal.**")) == found
 
 
 def test_an_evaluation_has_the_fields_of_its_result_and_its_step(entries: list[dict[str, Any]]) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.optim import SGD, AdamW, TensorLrOptimizer, weight_decay_groups
+from engine.optim import SGD, AdamW, TensorLrOptimizer
+from engine.param_groups import parameter_groups
 
 NUM_STEPS = 30
 
@@ -51,8 +52,10 @@ def assert_follows(
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.95)])
 def test_adamw_is_torchs(weight_decay: float, betas: tuple[float, float]) -> None:
     mine, twin = model(), model()
-    ours = AdamW(weight_decay_groups(mine, weight_decay), betas=betas, eps=1e-8, weight_decay=weight_decay)
-    groups = weight_decay_groups(twin, weight_decay)
+    ours = AdamW(
+        parameter_groups(mine, weight_decay=weight_decay), betas=betas, eps=1e-8, weight_decay=weight_decay
+    )
+    groups = parameter_groups(twin, weight_decay=weight_decay)
     theirs = torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=1e-8, weight_decay=weight_decay)
     assert_follows(ours, mine, theirs, twin)
 
@@ -62,13 +65,13 @@ def test_adamw_is_torchs(weight_decay: float, betas: tuple[float, float]) -> Non
 def test_sgd_is_torchs(weight_decay: float, momentum: float, nesterov: bool) -> None:
     mine, twin = model(), model()
     kind: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    ours = SGD(weight_decay_groups(mine, weight_decay), **kind)
-    theirs = torch.optim.SGD(weight_decay_groups(twin, weight_decay), lr=1.0, **kind)
+    ours = SGD(parameter_groups(mine, weight_decay=weight_decay), **kind)
+    theirs = torch.optim.SGD(parameter_groups(twin, weight_decay=weight_decay), lr=1.0, **kind)
     assert_follows(ours, mine, theirs, twin)
 
 
 def make(kind: str, module: nn.Module) -> TensorLrOptimizer:
-    groups = weight_decay_groups(module, 0.1)
+    groups = parameter_groups(module, weight_decay=0.1)
     if kind == "adamw":
         return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
     return SGD(groups, momentum=0.9, nesterov=True, weight_decay=0.1)
@@ -154,27 +157,6 @@ def test_parameters_without_gradient_stay() -> None:
     optimizer.step()
     assert unused.tolist() == [1.0, 1.0]
     assert used[0] < 1.0
-
-
-def test_weight_decay_groups_leave_out_vectors_names_and_frozen() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pos_embed = nn.Parameter(torch.zeros(1, 4, 5))
-            self.linear = nn.Linear(5, 5)
-            self.norm = nn.LayerNorm(5)
-            self.frozen = nn.Linear(5, 5).requires_grad_(False)
-
-        def no_weight_decay(self) -> set[str]:
-            return {"pos_embed"}
-
-    net = nn.Sequential(Net())  # the name is found behind a prefix too
-    decay, plain = weight_decay_groups(net, 0.05)
-    assert (decay["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
-    inner = net[0]
-    assert [id(p) for p in decay["params"]] == [id(inner.linear.weight)]
-    wanted = [inner.pos_embed, inner.linear.bias, inner.norm.weight, inner.norm.bias]
-    assert {id(p) for p in plain["params"]} == {id(p) for p in wanted}
 
 
 def test_nesterov_needs_momentum() -> None:

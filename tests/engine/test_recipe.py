@@ -171,7 +171,7 @@ def test_yaml_types(text: str, value: object) -> None:
         ("name=3", ["name is 3", "must be text"]),
         ("data.scale=[1, 0.5]", ["data.scale is [1.0, 0.5]", "lower first"]),
         ("data.image_size.x=3", ["data.image_size is 224", "set data.image_size as a whole"]),
-        ("model.args.k=[1]", ["model.args.k is [1]", "number, true, false or text"]),
+        ("model.args.k=[[1]]", ["model.args.k is [1]", "number, true, false or text"]),
         ("model.norm_stats=ghost:0", ["'ghost:0'"]),
         ("data.randaug=none", ["data.randaug is 'none'", "write null"]),
         ("data.randaug_on=gpu", ["'host' or 'device'"]),

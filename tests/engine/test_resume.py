@@ -20,7 +20,8 @@ import yaml
 from bits.checkpoint import latest_checkpoint, list_checkpoints
 from data.index import load_index
 from data.order import Cursor
-from engine.build import Layout, build_train_loader
+from engine.build import Layout
+from engine.loading import build_train_loader
 from engine.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

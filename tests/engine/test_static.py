@@ -40,9 +40,11 @@ RECIPE: dict[str, Any] = {
 }
 MANY_STEPS = [  # the other branches: several attack steps, micro-batches, SGD, augmentation here, reports seldom
     *("data.randaug_on=device", "data.color_jitter=[0.4, 0.4, 0.4, 0.1]", "data.erase_prob=0.5"),
+    "data.color_jitter_on=device",
     *("data.erase_mode=pixel", "data.erase_count=2", "data.erase_after_mix=true"),
     *("objective.attack.steps=2", "optim.name=sgd", "optim.accumulate=2", "run.report_every=4"),
     *("data.scale=[0.5, 1.0]", "objective.warmup.mix_prob=null", "optim.clip_norm=null"),
+    *("objective.warmup.steps=[[0, 1], [2, 2]]", "optim.clip_agc=0.01", "optim.ema_warmup=true"),
 ]
 
 

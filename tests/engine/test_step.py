@@ -1,47 +1,29 @@
 """The train step: its cost in passes, what it computes, and what the attack inside must leave alone."""
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from bits.environment import Environment, open_environment
-from bits.meters import Meters
-from bits.state import TrainState
-from data.batch import LAM, NUM_DRAWS, START, Batch
+from data.batch import START, Batch
 from data.mix import smooth_one_hot
+from engine.adversarial_objectives import Adversarial
 from engine.fields import AttackSection
-from engine.knobs import Knobs, pack_knobs
-from engine.objective import Adversarial, soft_cross_entropy
-from engine.optim import SGD
-from engine.step import METERS, StepSettings, TrainStep
-from models.registry import create_model
-
-NUM_CLASSES = 5
-EPS = 8 / 255
-ATTACK = AttackSection(norm="linf", eps=EPS, step_size=EPS, steps=1)
-
-
-class CountPasses(TorchDispatchMode):
-    """Counts convolutions forward, and backward by which gradients were asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            self.counts["forward"] += 1
-        if func is torch.ops.aten.convolution_backward.default:
-            image, weight = args[-1][:2]  # the mask of wanted gradients: input, weight, bias
-            self.counts[{(1, 1): "both", (1, 0): "input", (0, 1): "weight"}[int(image), int(weight)]] += 1
-        return func(*args, **(kwargs or {}))
+from engine.knobs import Knobs
+from engine.objective import soft_cross_entropy
+from engine.step import TrainStep
+from tests.engine.one_step import (
+    ATTACK,
+    EPS,
+    NUM_CLASSES,
+    cnn,
+    count_passes,
+    knobs,
+    make_batch,
+    make_step,
+    without_norm,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,74 +31,20 @@ def env() -> Environment:
     return open_environment("cpu")
 
 
-def cnn() -> nn.Module:
-    torch.manual_seed(0)
-    return create_model(
-        "small_cnn", num_classes=NUM_CLASSES, image_size=16, mean=[0.5] * 3, std=[0.5] * 3, norm_stats="local"
-    )
-
-
-def without_norm() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, NUM_CLASSES))
-
-
-def make_step(env: Environment, model: nn.Module, **changes: Any) -> TrainStep:
-    optimizer = SGD(model.parameters(), momentum=0.0, nesterov=False, weight_decay=0.0)
-    settings: dict[str, Any] = {"num_classes": NUM_CLASSES, "smoothing": 0.0, "mixing": False}
-    settings |= {"attack": None, "clip_norm": None, "accumulate": 1} | changes
-    return TrainStep(
-        env=env,
-        state=TrainState(model=model.train(), optimizer=optimizer, ema=None),
-        forward=env.wrap(model),
-        settings=StepSettings(**settings),
-        meters=Meters(METERS, env.device),
-    )
-
-
-def make_batch(num: int = 8, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    draw = torch.zeros(num, NUM_DRAWS)
-    draw[:, LAM] = 1.0
-    draw[:, START] = torch.rand(num, generator=generator)
-    return Batch(
-        image=torch.randint(0, 256, (num, 3, 16, 16), generator=generator, dtype=torch.uint8),
-        label=torch.randint(0, NUM_CLASSES, (num,), generator=generator),
-        mask=torch.ones(num, dtype=torch.bool),
-        key=torch.arange(num),
-        seed=torch.randint(0, 1 << 62, (num,), generator=generator),
-        draw=draw,
-    )
-
-
-def knobs(*, lr: float = 0.1, eps: float = EPS, step_size: float = EPS) -> Knobs:
-    return pack_knobs(lr=lr, eps=eps, step_size=step_size, step=0)
-
-
 def attacked(step: TrainStep, batch: Batch, values: Knobs) -> Tensor:
     assert isinstance(step.objective, Adversarial)
     image, target = step._inputs(batch)
-    return step.objective.attack(image, target if step.settings.mixing else batch.label, batch, values)
+    return step.objective.attack(
+        image, target if step.settings.objective.mixing else batch.label, batch, values
+    )
 
 
 # ---- passes
 
 
-def count_passes(env: Environment, attack: AttackSection | None) -> dict[str, int]:
-    """Passes of one step over all convolutions; the first one needs no gradient of its input in training."""
-    model = cnn()
-    num_convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    step, batch, values = make_step(env, model, attack=attack), make_batch(), knobs()
-    with CountPasses() as passes:
-        assert step(batch, values)
-    found = dict(passes.counts)
-    assert all(count % num_convolutions == 0 for name, count in found.items() if name in ("forward", "input"))
-    assert found.pop("weight") + found.pop("both") == num_convolutions, "exactly one full backward"
-    return {name: count // num_convolutions for name, count in found.items()}
-
-
 def test_clean_step_is_one_forward_and_one_backward(env: Environment) -> None:
-    assert count_passes(env, None) == {"forward": 1}
+    model = cnn()
+    assert count_passes(make_step(env, model), make_batch(), model) == {"forward": 1, "full": 1}
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -125,7 +53,9 @@ def test_attack_adds_one_forward_and_one_input_only_backward_a_step(
     steps: int, mode: str, env: Environment
 ) -> None:
     attack = ATTACK.model_copy(update={"steps": steps, "mode": mode})
-    assert count_passes(env, attack) == {"forward": 1 + steps, "input": steps}
+    model = cnn()
+    found = count_passes(make_step(env, model, attack=attack), make_batch(), model)
+    assert found == {"forward": 1 + steps, "input": steps, "full": 1}
 
 
 # ---- loss

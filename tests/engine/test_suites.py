@@ -25,6 +25,7 @@ from engine.folder import RunFolder
 from engine.ledger import read_ledger
 from engine.log import read_log
 from engine.recipe import load_recipe
+from engine.sources import Access
 from engine.subject import find_weights
 from engine.suites import locate, open_eval_set
 from engine.verdict import weights_hash
@@ -207,10 +208,10 @@ def test_a_suite_with_other_classes_is_refused(
 def test_a_prescribed_resize_replaces_the_recipes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(world / "recipe.yaml")
     entry = recipe.evals[1]
-    assert open_eval_set(recipe, entry).transform.mode == "squash"
+    assert open_eval_set(recipe, entry, Access()).transform.mode == "squash"
     manifest = replace(own_suite("dark"), resize="crop", interpolation="bilinear")
     monkeypatch.setattr(suites, "_manifest", lambda name: manifest)
-    transform = open_eval_set(recipe, entry).transform
+    transform = open_eval_set(recipe, entry, Access()).transform
     assert (transform.mode, transform.interpolation) == ("center", "bilinear")
 
 

@@ -21,9 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from bits.checkpoint import latest_checkpoint, list_checkpoints
-from engine import loop, verb_train
+from engine import keeping, verb_train
 from engine.cli import Launch, parse
 from engine.log import RunLog, read_log
+from engine.reporter import Reporter
 from engine.tracker import TRAIN_SCALARS, TensorBoard, Trackers, import_wandb
 
 LaunchFn = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -234,8 +235,8 @@ def test_a_checkpoint_is_never_ahead_of_the_curves(
         save_checkpoint(folder, step, *rest, **words)
 
     done: list[str] = []
-    save_checkpoint = loop.save_checkpoint
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    save_checkpoint = keeping.save_checkpoint
+    monkeypatch.setattr(keeping, "save_checkpoint", save)
     monkeypatch.setattr(TensorBoard, "flush", lambda self: done.append("flush"))
     train(recipe, tmp_path / "run", "run.checkpoint_every=2", "run.max_steps=5", "evals=[]")
     assert done == ["flush", "save 2", "flush", "save 4", "flush", "save 5"]
@@ -372,8 +373,8 @@ def test_wandb_learns_how_the_run_ended(
         os.kill(os.getpid(), signal.SIGTERM)
         original(self, *rest)
 
-    original = verb_train.Loop._report
-    monkeypatch.setattr(verb_train.Loop, "_report", stop)
+    original = Reporter.report
+    monkeypatch.setattr(Reporter, "report", stop)
     arguments = parse(
         ["train", str(recipe), "run.wandb=a", "--output", str(tmp_path / "run")], "launch_gpu.py"
     )

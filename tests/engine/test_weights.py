@@ -13,14 +13,15 @@ import safetensors.torch
 import torch
 
 from bits.checkpoint import latest_checkpoint
-from engine.card import card_path, constructor_arguments
+from engine.card import card_path, constructor_arguments, model_card
 from engine.cli import Launch, main
-from engine.exported import load_exported, portable_recipe
+from engine.exported import describe_export, load_exported, portable_recipe
 from engine.ledger import read_ledger, wilson_interval
 from engine.recipe import Recipe, load_recipe, parse_recipe
 from engine.verdict import weights_hash
 from models.registry import create_model
-from models.weights import read_exported, to_safetensors
+from models.weight_export import read_exported, to_safetensors
+from models.weight_facts import describe_state
 
 RECIPE = """
 name: little
@@ -416,3 +417,36 @@ def test_an_image_size_goes_to_models_that_know_one() -> None:
 def test_a_portable_recipe_keeps_its_hash() -> None:
     recipe = recipe_of("resnet18", 64)
     assert portable_recipe(recipe).hash == recipe.hash
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"norm_stats": "groups:2x3:modulo"}, {"norm_stats": "groups:2:average"}, {"split_norm": True}],
+    ids=["copies", "average", "split"],
+)
+def test_the_cards_python_makes_norms_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """timm has no norms with statistics of groups; the card's model evaluates as the trained one does."""
+    tree = recipe_of("small_cnn", 32).model_dump(mode="json")
+    tree["model"] |= changes
+    if "split_norm" in changes:
+        attack = {"norm": "linf", "eps": 0.01, "step_size": 0.01, "steps": 1}
+        tree["objective"] |= {"kind": "advprop", "attack": attack}
+    recipe = parse_recipe(tree)
+    torch.manual_seed(0)
+    model = create_model(
+        "small_cnn", num_classes=3, image_size=32, mean=recipe.model.mean, std=recipe.model.std, **changes
+    )
+    for name, tensor in model.state_dict().items():
+        if "running" in name:
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    state = model.state_dict()
+    facts = describe_export(recipe, state, classes=["a", "b", "c"], step=1, weights="raw", dataset_id="")
+    (tmp_path / "w.safetensors").write_bytes(to_safetensors(state, facts))
+    card = model_card(recipe, describe_state(state), facts, file_name="w.safetensors", measured=[])
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert torch.allclose(names["logits"], model.eval()(names["image"]), atol=1e-6)

@@ -269,3 +269,26 @@ def test_averaged_weights_are_a_row_of_their_own(
     names = [row[0].partition(" small")[0] for row in rows]
     assert names == (["a", "a (EMA)"] if kind == "ema" else ["a"])
     assert result["warnings"] == []
+
+
+def test_published_numbers_stand_beside_the_runs(tmp_path: Path, make_run: MakeRun, report: Report) -> None:
+    words = "published={clean: 96.5, pgd5_linf8: 80, stylized: 12.98, pgd: {5: 1}, by: A}"
+    run = make_run(tmp_path / "a", SPECS, overrides=[words])
+    report(run, output=tmp_path / "a.html")
+    wanted = [
+        ["a", "clean", "96.5", "95.0 % [86.3, 98.3]", "\u22121.50 points"],  # 57 of 60
+        ["a", "pgd5_linf8", "80", "86.7 % [75.8, 93.1]", "+6.70 points"],  # 52 of 60
+        ["a", "stylized", "12.98", "\u2013", "\u2013"],
+        ["a", "pgd.5", "1", "\u2013", "\u2013"],
+        ["a", "by", "A", "\u2013", "\u2013"],
+    ]
+    tables = [rows for _, rows in Page(tmp_path / "a.html").tables if rows[0][1:2] == ["measure"]]
+    assert tables == [[["run", "measure", "published/%", "here", "difference"], *wanted]]
+    assert (
+        "| a | clean | 96.5 | 95.0 % \\[86.3, 98.3\\] | \u22121.50 points |"
+        in (tmp_path / "a.md").read_text()
+    )
+
+
+def test_no_published_numbers_no_section(standard: dict[str, Any]) -> None:
+    assert "Published numbers" not in (standard["run"] / "report.html").read_text()

@@ -1,0 +1,91 @@
+"""The checkpoints of a run folder: written, pruned, the best one kept, and read again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bits.checkpoint import (
+    Checkpoint,
+    keep_best,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    read_meta,
+    save_checkpoint,
+)
+from bits.environment import Environment
+from bits.state import TrainState, to_cpu
+from engine.folder import RunFolder
+from engine.log import RunLog
+
+
+@dataclass(slots=True, kw_only=True)
+class Keeper:
+    """Saves and loads `state` and what the backend must remember."""
+
+    env: Environment
+    state: TrainState
+    folder: RunFolder
+    log: RunLog
+    num_kept: int
+    facts: Callable[[], dict[str, Any]]  # of now, kept beside the state
+    health: Callable[[], dict[str, Any]]  # of now, kept in the state
+    _saved_step: int = field(init=False, default=-1)
+
+    def save(self) -> None:
+        """A checkpoint of now (rank 0 writes; every rank has the same state). Flushes first, so that what the
+        log says was reported is never newer than the state."""
+        step = self.state.step
+        if step == self._saved_step:
+            return
+        self.env.flush()
+        self.log.flush()
+        if self.env.rank == 0:
+            state = {
+                **self.state.state_dict(),
+                "environment": to_cpu(self.env.state_dict()),
+                "health": self.health(),
+            }
+            save_checkpoint(self.folder.checkpoints, step, state, facts=self.facts())
+            prune_checkpoints(self.folder.checkpoints, self.num_kept, newest=step)
+        self._saved_step = step
+
+    def save_anew(self) -> None:
+        """Over a checkpoint of the same step."""
+        self._saved_step = -1
+        self.save()
+
+    def save_and_wait(self) -> None:
+        """Saves, and holds the other ranks until rank 0 has: launchers end a job soon after its first exit."""
+        self.save()
+        self.env.barrier()
+
+    def keep_best(self, metric: str, value: float) -> None:
+        """A copy of this step's checkpoint as best.pt, if no other was as good."""
+        self.save()
+        if self.env.rank == 0 and keep_best(
+            self.folder.checkpoints, self.state.step, metric=metric, value=value
+        ):
+            self.log.say(f"best {metric} so far: {100 * value:.2f} % at step {self.state.step}")
+
+    def find(self, source: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
+        """Checkpoint file `source`, or the newest usable one in folder `source`; None when it has none."""
+        if source.is_file():
+            return read_meta(source), load_checkpoint(source)
+        found = latest_checkpoint(source)
+        if found is None:
+            return None
+        for line in found[2]:
+            self.log.say(f"passed over: {line}", important=True)
+        return found[0], found[1]
+
+    def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """The state that `find` gave becomes that of the run."""
+        self.env.load_state_dict(state["environment"])
+        self.state.load_state_dict(state)
+        self.env.cut()
+        # A state from another run's folder is not this folder's yet, nor is best.pt whose step was deleted since.
+        own = self.folder.checkpoints / f"step-{self.state.step:08d}.pt"
+        is_own = own.exists() and own.parent.samefile(checkpoint.path.parent)
+        self._saved_step = self.state.step if is_own else -1

@@ -1,0 +1,28 @@
+"""What an objective costs: forward and backward passes over an image for each time it is trained on."""
+
+from typing import NamedTuple
+
+from engine.fields import ObjectiveSection
+
+
+class Passes(NamedTuple):
+    """Passes of one image through the model, in one batch."""
+
+    forward: int
+    input_only: int  # backward passes that reach the image and no weight
+    full: int  # backward passes with weight gradients
+
+    @property
+    def as_forwards(self) -> int:
+        """In units of a forward pass: an input-only backward counts as one, a full one as two."""
+        return self.forward + self.input_only + 2 * self.full
+
+
+def passes_of(objective: ObjectiveSection) -> Passes:
+    """As tests/engine/test_objectives.py counts them."""
+    steps = 0 if objective.attack is None else objective.attack.steps
+    if objective.kind == "free":
+        return Passes(objective.replays, 0, objective.replays)
+    trained = 2 if objective.kind in ("trades", "mart", "advprop") or objective.clean_weight > 0 else 1
+    prediction = 1 if objective.kind == "trades" else 0
+    return Passes(trained + steps + prediction, steps, trained)

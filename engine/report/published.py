@@ -1,0 +1,44 @@
+"""The numbers that a recipe says were published, beside those of the run."""
+
+from collections.abc import Iterator
+
+from engine.report.layout import scroll, section, table
+from engine.report.markup import Markup, tag
+from engine.report.summary import Summary
+from engine.report.words import MINUS, NOTHING, percent, share_text
+
+HEAD = ("run", "measure", "published/%", "here", "difference")
+NOTE = (
+    "What the recipe names as published, in percent. A measure whose name ends in -error is better when lower, and an "
+    "evaluation of that name is compared as it stands; other images, protocols or settings make other numbers."
+)
+_PREFIX = "published."
+
+
+def comparisons(summary: Summary) -> list[tuple[str, ...]]:
+    """A line for each run and published number, the cells of HEAD: the run's own where an evaluation has its name."""
+    return [line for place, _ in enumerate(summary.rows) for line in _of_row(summary, place)]
+
+
+def _of_row(summary: Summary, place: int) -> Iterator[tuple[str, ...]]:
+    row = summary.rows[place]
+    published = {k.removeprefix(_PREFIX): v for k, v in row.run.recipe.items() if k.startswith(_PREFIX)}
+    for name, value in published.items():
+        cells = [column.cells[place] for column in summary.columns if column.name == name]
+        share = next((cell.share for cell in cells if cell is not None), None)
+        here = NOTHING if share is None else share_text(share)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        difference = NOTHING
+        if share is not None and is_number:
+            points = float(percent(share.value, share.num)) - float(str(value))
+            difference = f"{points:+.2f} points".replace("-", MINUS)
+        yield row.label, name, f"{value}", here, difference
+
+
+def published_section(summary: Summary) -> Markup:
+    """Nothing, where no recipe names a published number."""
+    lines = comparisons(summary)
+    if not lines:
+        return Markup()
+    note = tag("p", NOTE, class_="note")
+    return section("Published numbers", scroll(table(HEAD, lines), "Published numbers"), note)
