@@ -42,6 +42,7 @@ BATCH: Final = 128
 SIZE: Final = 224
 DEIT: Final = "rand-m9-mstd0.5-inc1"
 COPIES: Final = 200  # batches of an epoch of the arm "transfer"
+WARM_UP: Final = 20  # of them are not counted
 Epochs = Callable[[int, int], Iterator[int]]  # (workers, epochs) -> images of each batch
 _ERASE: Final = Erase(prob=0.25, mode="pixel")
 ON_DEVICE: Final = AugmentSettings(randaug=DEIT, randaug_on="device", erase=_ERASE)
@@ -80,16 +81,29 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         num_workers, num_epochs, *limit = map(int, line.split())
-        print(json.dumps(measure(epochs, num_workers, num_epochs, *limit)), file=answers, flush=True)
+        skip = WARM_UP if arm == "transfer" and not limit else 0
+        print(json.dumps(measure(epochs, num_workers, num_epochs, skip, *limit)), file=answers, flush=True)
 
 
-def measure(epochs: Epochs, num_workers: int, num_epochs: int, limit: int | None = None) -> dict[str, float]:
-    """Without a limit all epochs are read to their end: no worker is stopped in work that is not counted."""
+def measure(
+    epochs: Epochs, num_workers: int, num_epochs: int, skip: int, limit: int | None = None
+) -> dict[str, float]:
+    """Without a limit all epochs are read to their end: no worker is stopped in work that is not counted.
+
+    The first `skip` batches are not counted: a worker's imports would be half the cost of copies.
+    """
+    batches = epochs(num_workers, num_epochs) if skip == 0 else skipped(epochs(num_workers, num_epochs), skip)
     cpu, begin = tree_cpu_s(os.getpid()), time.perf_counter()
-    num_images = sum(islice(epochs(num_workers, num_epochs), limit))
+    num_images = sum(islice(batches, limit))
     wall = time.perf_counter() - begin
     time.sleep(0.1)  # until ended workers are reaped, and so counted with their parent
     return {"images": num_images, "wall_s": wall, "cpu_s": tree_cpu_s(os.getpid()) - cpu}
+
+
+def skipped(batches: Iterator[int], number: int) -> Iterator[int]:
+    for _ in range(number):
+        next(batches)
+    return batches
 
 
 def tree_cpu_s(root: int) -> float:

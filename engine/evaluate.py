@@ -24,7 +24,7 @@ from data.order import permutation
 from data.pool import STUCK_AFTER_S
 from data.transform import EvalTransform
 from data.verify import key_hash
-from engine.fields import AttackEval, SuiteEval
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.ledger import Ledger, LedgerWriter, read_ledger, wilson_interval
 from engine.rows import CLEAN, UNREADABLE, effort_of, rows_of
 from engine.stop import Stopped

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from engine.fields import AttackEval, EvalEntry, SuiteEval
+from engine.eval_fields import AttackEval, EvalEntry, SuiteEval
 from engine.fits_health import check_health
 from engine.fits_objective import check_objective
 from engine.fits_optim import check_optim, check_sizes

@@ -17,8 +17,8 @@ from torch import Tensor
 from bits.checkpoint import write_atomic
 from data.index import DatasetIndex
 from data.order import hash64
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval
 
 
 def store_gallery(

@@ -237,9 +237,7 @@ class Loop:
 
     def measure(self, epoch: int | None) -> list[dict[str, Any]]:
         """The evaluations due after `epoch` epochs (None: the end of the run), and the best weights kept."""
-        with (
-            self._reporter.clock.paused()
-        ):  # or minutes of it would pass for slow training steps
+        with self._reporter.clock.paused():  # or minutes of it would pass for slow training steps
             results = self.evaluate(epoch)
         metric = self.recipe.run.best
         for result in results:

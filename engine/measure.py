@@ -11,8 +11,8 @@ from torch import nn
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval
 from engine.folder import RunFolder
 from engine.gallery import store_gallery
 from engine.log import RunLog

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from engine.fields import EVAL_TAGS
+from engine.eval_fields import EVAL_TAGS
 from engine.override import nearest_key
 from engine.values import Section
 

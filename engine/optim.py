@@ -67,13 +67,13 @@ class AdamW(TensorLrOptimizer):
         mean, square = self._slots(params, "exp_avg"), self._slots(params, "exp_avg_sq")
         step += 1.0 if ok is None else ok.to(step.dtype)
         forget: float | Tensor = beta2
-        ends = grads
-        if ok is not None:
-            # A mean that goes to itself, a sum of nothing, a rate of zero: no copy of the state is needed.
+        if ok is None:
+            torch._foreach_lerp_(mean, grads, 1.0 - beta1)
+        else:
+            # Steps of length zero and a sum of nothing: no copy of the state is needed.
             lr, forget = torch.where(ok, lr, 0.0), torch.where(ok, beta2, 1.0)
-            ends = [torch.where(ok, g, m) for g, m in zip(grads, mean, strict=True)]
-            grads = [torch.where(ok, g, 0.0) for g in grads]
-        torch._foreach_lerp_(mean, ends, 1.0 - beta1)
+            _clear(grads, ~ok)
+            torch._foreach_lerp_(mean, grads, [torch.where(ok, 1.0 - beta1, 0.0)] * len(mean))
         torch._foreach_mul_(square, forget)
         torch._foreach_addcmul_(square, grads, grads, 1.0 - beta2)
         if group["weight_decay"]:
@@ -114,7 +114,8 @@ class SGD(TensorLrOptimizer):
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         keep: float | Tensor = group["momentum"]
         if (ok := self.ok) is not None:
-            grads, keep = [torch.where(ok, g, 0.0) for g in grads], torch.where(ok, keep, 1.0)
+            _clear(grads, ~ok)
+            keep = torch.where(ok, keep, 1.0)
         if group["momentum"]:
             buffers = self._slots(params, "momentum_buffer")
             torch._foreach_mul_(buffers, keep)
@@ -127,3 +128,9 @@ class SGD(TensorLrOptimizer):
         lr = group["lr"] if ok is None else torch.where(ok, group["lr"], 0.0)
         change = torch._foreach_mul(grads, lr)
         torch._foreach_sub_(params, change)
+
+
+def _clear(grads: list[Tensor], when: Tensor) -> None:
+    """Zeros where 0-dim `when` is True. In place, for memory of its own would cost more than the update."""
+    for grad in grads:
+        grad.masked_fill_(when, 0.0)

@@ -17,7 +17,7 @@ from data.index import DatasetIndex
 from data.order import Cursor
 from data.remote import is_url
 from engine.build import Layout, batch_layout, build_state, check_model
-from engine.fields import AttackEval, EvalEntry
+from engine.eval_fields import AttackEval, EvalEntry
 from engine.free import make_step
 from engine.guard import Guard
 from engine.knobs import feed_knobs

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from engine.fields import DataSection, EvalEntry, ModelSection, ObjectiveSection, OptimSection, RunSection
+from engine.eval_fields import EvalEntry
+from engine.fields import DataSection, ModelSection, ObjectiveSection, OptimSection, RunSection
 from engine.fits import check_fit, warmup_values
 from engine.mistake import known_fields, one_line
 from engine.override import Tree, apply_overrides, load_tree, to_yaml

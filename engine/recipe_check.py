@@ -9,7 +9,7 @@ from data.index import INDEX_FILE
 from data.remote import is_url
 from engine.build import batch_layout, check_model
 from engine.cli import Launch
-from engine.fields import AttackEval, SuiteEval
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.finding import Finding, failed
 from engine.folder import RunFolder
 from engine.machine import nearest_folder

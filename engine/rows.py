@@ -6,7 +6,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.index import DatasetIndex
-from engine.fields import AttackEval, SuiteEval
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.ledger import Verdict
 
 CLEAN = "clean"

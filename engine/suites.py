@@ -9,7 +9,7 @@ from data.remote import is_url, join, shown
 from data.suite import Suite, find_shards, found_suites, load_suite, own_suite
 from data.transform import EvalTransform
 from engine.build import eval_transform
-from engine.fields import AttackEval, SuiteEval
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.recipe import Recipe
 from engine.sources import Access, numbered, open_shards
 

@@ -9,8 +9,8 @@ from typing import Any
 from bits.environment import open_environment
 from engine.build import build_model
 from engine.cli import Launch
+from engine.eval_fields import AttackEval, SuiteEval, radius_name
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval, radius_name
 from engine.folder import RunFolder
 from engine.foreign import Stated
 from engine.log import RunLog, open_log

@@ -12,7 +12,7 @@ import yaml
 
 from bits.environment import open_environment
 from engine.cli import Launch, main
-from engine.fields import AttackEval
+from engine.eval_fields import AttackEval
 from engine.ledger import Verdict, read_ledger
 from engine.recipe import Recipe, parse_recipe, resume_diff
 from engine.training_attack import build_pgd

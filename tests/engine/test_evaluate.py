@@ -25,8 +25,8 @@ from data.loader import eval_loader
 from data.order import hash64
 from data.shards import make
 from data.transform import EvalTransform
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval
 from engine.ledger import LedgerWriter, Verdict, read_ledger
 from engine.stop import Stopped
 from engine.training_attack import ATTACK_STREAM

@@ -15,8 +15,8 @@ from torch import nn
 from bits.environment import open_environment
 from data.index import load_index
 from data.transform import EvalTransform
+from engine.eval_fields import AttackEval, SuiteEval
 from engine.evaluate import Evaluator
-from engine.fields import AttackEval, SuiteEval
 from engine.ledger import LedgerConflict, LedgerWriter, read_ledger
 from engine.verdict import weights_hash
 

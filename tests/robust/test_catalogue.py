@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic_core import PydanticUndefined
 
-from engine.fields import AttackEval, EvalSection
+from engine.eval_fields import AttackEval, EvalSection
 from engine.flags import make_parser
 from robust.catalogue import ATTACKS, AttackInfo, list_attacks
 from robust.pgd import PGD, pgd
