@@ -174,7 +174,7 @@ def _evaluate(index: DatasetIndex, resize: EvalTransform, num_workers: int, num_
             yield int(batch.mask.sum())
 
 
-class _Copies:
+class Copies:
     """A job whose images are there already: what is left is collation and transfer."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Copies:
 
 
 def _copies(num_workers: int, num_epochs: int) -> Iterator[int]:
-    pool = Pool(_Copies(), num_workers=num_workers, name_of=str)
+    pool = Pool(Copies(), num_workers=num_workers, name_of=str)
     for batch, _ in pool.run(iter(range(num_epochs * COPIES))):
         yield len(batch.image)
 

@@ -159,7 +159,8 @@ class AcceleratedEnvironment:
 
     @torch.no_grad()
     def _average_buffers(self, module: nn.Module) -> None:
-        # Running statistics that move only: the mean of n equal constants is not always the constant in float32.
+        # Of modules that train. In float64, where the mean of n equal float32 values is that value: an update that was
+        # left out must leave them as they were.
         moving = [part for part in module.modules() if part.training]
         statistics = [
             getattr(part, name, None) for part in moving for name in ("running_mean", "running_var")
@@ -168,7 +169,7 @@ class AcceleratedEnvironment:
         if self.world_size == 1 or not buffers:
             return
         # One collective for all of them: BatchNorm networks hold a hundred small buffers.
-        flat = torch.cat([b.reshape(-1) for b in buffers])
+        flat = torch.cat([b.reshape(-1) for b in buffers]).double()
         dist.all_reduce(flat)
         flat /= self.world_size
         parts = torch.split(flat, [b.numel() for b in buffers])

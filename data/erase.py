@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.fill import filled
 from data.order import hash64, uniform
 
 # N samples, B boxes, H rows, W columns
@@ -104,7 +105,9 @@ class DeviceErase:
 
     def _colour(self, seed: Tensor, place: int, *, height: int, width: int) -> Tensor:
         """For box number `place`, broadcastable to (N,3,H,W)."""
-        mean, std = (torch.tensor(tuple(v), device=seed.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (
+            filled(v, device=seed.device, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std)
+        )
         if self.settings.mode == "const":
             return mean
         count = self.settings.count

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from data.fill import filled
+
 Filter = Literal["bilinear", "bicubic"]
 
 # N samples, H rows, W columns, P = H * W; levels are float32 that hold whole numbers 0..255.
@@ -29,7 +31,7 @@ def warp(levels: Tensor, matrix: Tensor, *, fill: Sequence[int], interpolation: 
     values = taps.bilinear() if interpolation == "bilinear" else taps.bicubic()
     kept = values.floor().clamp(0, 255).reshape(num, 3, height, width)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    colour = torch.tensor(tuple(fill), dtype=levels.dtype, device=levels.device)[:, None, None]
+    colour = filled(fill, device=levels.device, dtype=levels.dtype)[:, None, None]
     return torch.where(is_inside.reshape(num, 1, height, width), kept, colour)
 
 
@@ -55,7 +57,7 @@ class _Taps:
         self.left, self.top = x.floor(), y.floor()
         self.right_share = (x - self.left)[:, None]  # (N,1,P)
         self.lower_share = (y - self.top)[:, None]
-        self.shifts = torch.tensor([0, 8, 16], dtype=torch.int32, device=packed.device)[:, None]
+        self.shifts = 8 * torch.arange(3, dtype=torch.int32, device=packed.device)[:, None]
 
     def bilinear(self) -> Tensor:
         """(N,3,P)"""

@@ -7,6 +7,7 @@ from typing import Any
 
 from bits.checkpoint import (
     Checkpoint,
+    CheckpointError,
     keep_best,
     latest_checkpoint,
     load_checkpoint,
@@ -18,6 +19,7 @@ from bits.environment import Environment
 from bits.state import TrainState, to_cpu
 from engine.folder import RunFolder
 from engine.log import RunLog
+from engine.rollback import find_healthy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,9 +75,18 @@ class Keeper:
         """Checkpoint file `source`, or the newest usable one in folder `source`; None when it has none."""
         if source.is_file():
             return read_meta(source), load_checkpoint(source)
-        found = latest_checkpoint(source)
+        try:
+            found = latest_checkpoint(source)
+        except CheckpointError:
+            healthy = find_healthy(source)  # a rollback that was killed while it wrote its state anew
+            if healthy is None:
+                raise
+            self.log.say(
+                f"passed over: every step-*.pt is damaged; {healthy[0].path.name} is used", important=True
+            )
+            return healthy
         if found is None:
-            return None
+            return find_healthy(source)
         for line in found[2]:
             self.log.say(f"passed over: {line}", important=True)
         return found[0], found[1]

@@ -144,7 +144,13 @@ class Loop:
 
     def _roll_back(self, cause: RollBack) -> None:
         """To the last healthy checkpoint, with its place in the data. ValueError when there is none, or no more."""
-        found, came_to = find_healthy(self.folder.checkpoints), self.state.step
+        self.env.barrier()  # rank 0 may be renaming a file that all look for
+        found, came_to = find_healthy(self.folder.checkpoints, until=self.state.step), self.state.step
+        target = -1 if found is None else found[0].step
+        if self.env.agree(target) != -self.env.agree(-target):
+            raise ValueError(
+                "processes found different healthy checkpoints; the run folder must be on a disk that all of them see"
+            )
         try:
             self.health.refuse(cause, has_target=found is not None)
         except ValueError:
@@ -158,9 +164,9 @@ class Loop:
         self._reporter.begin()
         self.env.cut()
         self.env.barrier()  # nobody reads the files any more
-        if self.env.rank == 0:
-            forget_after(self.folder.checkpoints, self.state.step)
         self._keeper.save_anew()
+        if self.env.rank == 0:  # last: a run killed before it has the newer state, which goes back once more
+            forget_after(self.folder.checkpoints, self.state.step)
         step, count = self.state.step, self.health.rollbacks
         self.log.write("rollback", step=step, came_to=came_to, reason=cause.reason, rollbacks=count)
         self.log.say(
@@ -213,6 +219,8 @@ class Loop:
             self._reporter.report(self._numbers, preview)
             self._report_bad()
         if is_check:
+            self.env.flush()
+            self.health.heed(self._reporter.skips)  # before the check makes a checkpoint healthy
             self.health.conclude()
         self.health.heed(self._reporter.skips)
         if self.timetable.checkpoint_due(self.state.step):

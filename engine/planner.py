@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from bits.environment import Environment
 from bits.meters import Meters
+from data.augment import with_augment
 from data.batch import LAM, NUM_DRAWS, Batch
 from data.index import DatasetIndex
 from data.order import Cursor
 from data.remote import is_url
-from engine.build import Layout, batch_layout, build_state, check_model
+from engine.build import Layout, augment_settings, batch_layout, build_state, check_model
 from engine.eval_fields import AttackEval, EvalEntry
 from engine.free import make_step
 from engine.guard import Guard
@@ -250,10 +252,11 @@ def _time_batch(
     times: list[float] = []
     while len(times) < WARM_UP + TIMED:
         before = time.perf_counter()
-        step(fed, knobs)
+        for _ in range(recipe.optim.accumulate):
+            step(fed, knobs)
         env.later({"totals": step.meters.snapshot()}, lambda host: None)
         env.flush()  # waits for the device
-        times.append(time.perf_counter() - before)
+        times.append((time.perf_counter() - before) / recipe.optim.accumulate)
         is_late = int(time.perf_counter() - begun > BOUND_S)
         if env.agree(is_late):
             break
@@ -262,8 +265,10 @@ def _time_batch(
 
 def _noise(recipe: Recipe, batch: int, num_classes: int) -> Batch:
     generator, size = torch.Generator().manual_seed(0), recipe.data.image_size
-    draw = torch.zeros(batch, NUM_DRAWS)
-    draw[:, LAM] = 1.0
+    small = np.zeros((batch, NUM_DRAWS), np.float32)
+    small[:, LAM] = 1.0
+    settings = augment_settings(recipe, recipe.run.epochs - 1)
+    draw = torch.from_numpy(with_augment(small, np.arange(batch), settings, image_size=size))
     return Batch(
         image=torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8),
         label=torch.randint(0, num_classes, (batch,), generator=generator),

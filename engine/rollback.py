@@ -38,16 +38,19 @@ def promote_candidate(folder: Path) -> None:
     """It did; nothing happens where there is none."""
     for path in sorted(folder.glob("candidate-*.pt")):
         healthy = path.with_name(path.name.replace("candidate", "healthy"))
-        os.replace(path.with_suffix(".json"), healthy.with_suffix(".json"))
+        if path.with_suffix(".json").exists():  # or a promotion was cut off behind its first half
+            os.replace(path.with_suffix(".json"), healthy.with_suffix(".json"))
         os.replace(path, healthy)
         for older in folder.glob("healthy-*"):
             if older.stem != healthy.stem:
                 older.unlink(missing_ok=True)
 
 
-def find_healthy(folder: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
-    """The last healthy checkpoint and its state; None where there is none."""
+def find_healthy(folder: Path, *, until: int | None = None) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """The last healthy checkpoint, up to step `until`, and its state; None where there is none."""
     for path in sorted(folder.glob("healthy-*.pt"), reverse=True):
+        if until is not None and path.stem > f"healthy-{until:08d}":
+            continue
         try:
             return read_meta(path), load_checkpoint(path)
         except CheckpointError:
@@ -80,7 +83,9 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)  # checkpoints are replaced and never written into, so this costs no space
     except OSError:
-        shutil.copyfile(source, target)
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(source, part)
+        os.replace(part, target)
 
 
 def _drop(folder: Path, pattern: str) -> None:
