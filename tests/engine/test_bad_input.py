@@ -493,7 +493,8 @@ def test_newest_checkpoint_unusable(world: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_every_checkpoint_unusable(world: Path, refused: Refusal) -> None:
-    for path in checkpoints(world / "run"):
+    # healthy-*.pt is what a run goes back to, and goes on from where all others are damaged
+    for path in [*checkpoints(world / "run"), *(world / "run/checkpoints").glob("healthy-*.pt")]:
         flip_byte(path, path.stat().st_size // 2)
     says = r"no usable checkpoint; .*torn or altered; delete it"
     refused("train", world / "recipe.yaml", "--output", world / "run", says=says)
