@@ -57,13 +57,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         open_eval_set(recipe, entry, access, classes=index.classes)
     teacher = open_teacher(recipe, classes=index.classes, folder=folder)
     start = open_start(recipe) if checkpoint is None else None  # a resumed run has its own weights
-    env = open_environment(
-        launch.backend,
-        precision=recipe.run.precision,
-        world_size=launch.world_size,
-        num_devices=launch.num_devices,
-        deterministic=recipe.run.deterministic,
-    )
+    env = _open(recipe, launch)
     try:
         with open_log(folder.log, env.rank, quiet=arguments.quiet) as log:
             return train(env, recipe, folder, index, checkpoint, log, access, teacher, start)
@@ -71,17 +65,21 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         env.close()
 
 
+def _open(recipe: Recipe, launch: Launch) -> Environment:
+    return open_environment(
+        launch.backend,
+        precision=recipe.run.precision,
+        world_size=launch.world_size,
+        num_devices=launch.num_devices,
+        deterministic=recipe.run.deterministic,
+    )
+
+
 def plan(recipe: Recipe, access: Access, launch: Launch, no_measure: bool) -> Plan:
     """What a run would cost, said; measured unless `no_measure`. No file is written."""
     found, index = count(recipe, access)
     if not no_measure:
-        env = open_environment(
-            launch.backend,
-            precision=recipe.run.precision,
-            world_size=launch.world_size,
-            num_devices=launch.num_devices,
-            deterministic=recipe.run.deterministic,
-        )
+        env = _open(recipe, launch)
         try:
             found = measured(found, recipe, env, index)
         finally:
