@@ -20,9 +20,10 @@ from bits.environment import Environment, open_environment
 from bits.meters import Meters
 from data.batch import NUM_DRAWS, Batch
 from engine.build import batch_layout, build_state
+from engine.guard import Guard
 from engine.knobs import pack_knobs
 from engine.recipe import parse_recipe
-from engine.step import METERS, TrainStep, step_settings
+from engine.step import TrainStep, meter_names, step_settings
 
 MODELS = (
     ("resnet18", 112, 16),
@@ -48,8 +49,14 @@ def make_step(env: Environment, name: str, image_size: int, batch: int, *, adver
     state = build_state(recipe, env, num_classes=1000, layout=batch_layout(batch, env))
     state.model.train()
     settings = step_settings(recipe, 1000)
-    meters = Meters(METERS, env.device)
-    return TrainStep(env=env, state=state, forward=env.wrap(state.model), settings=settings, meters=meters)
+    return TrainStep(
+        env=env,
+        state=state,
+        forward=env.wrap(state.model),
+        settings=settings,
+        meters=Meters(meter_names(settings), env.device),
+        guard=Guard(state.model, limit=recipe.run.health.max_skips or 1, device=env.device),
+    )
 
 
 def random_batch(image_size: int, batch: int) -> Batch:
