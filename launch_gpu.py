@@ -15,7 +15,17 @@ from pathlib import Path
 from engine.cli import ALONE, Launch, validate
 from engine.cli import main as run_verb
 from engine.failure import guarded
-from engine.launch import check_packages, follow_launcher, hush, is_worker, launcher_flags, leave, run_copies
+from engine.launch import (
+    check_packages,
+    chosen_backend,
+    follow_launcher,
+    hush,
+    is_worker,
+    launcher_flags,
+    leave,
+    prepare_tpu,
+    run_copies,
+)
 
 PROGRAM = "launch_gpu.py"
 
@@ -36,13 +46,14 @@ def launch(argv: list[str]) -> int:
         verb = validate(rest, PROGRAM)
         if verb in ALONE:
             raise ValueError(f"--num-processes {num_processes}: {verb} runs in one process; drop the flag")
+        if not flags["--cpu"]:
+            prepare_tpu(num_processes)
         return run_copies([__file__, *argv], num_processes)
     follow_launcher()
     # Under an outside launcher the number of processes is that launcher's to say.
     world_size = None if is_worker() and num_processes == 1 else num_processes
-    return run_verb(
-        rest, Launch(backend="cpu" if flags["--cpu"] else "auto", world_size=world_size), program=PROGRAM
-    )
+    backend = chosen_backend(on_cpu=bool(flags["--cpu"]))
+    return run_verb(rest, Launch(backend=backend, world_size=world_size), program=PROGRAM)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Entry for XLA: `python launch_xla.py [--num-devices N] VERB ...` (see README.md).
+"""Entry for XLA: `python launch_xla.py [--num-devices N] [--compile-cache DIR] VERB ...` (see README.md).
 
 On a TPU VM it takes the chips that are there; with PJRT_DEVICE=CPU it runs anywhere, on N virtual devices.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from engine.cli import Launch
 from engine.cli import main as run_verb
+from engine.compile_cache import use_compile_cache
 from engine.failure import guarded
-from engine.launch import check_packages, check_torch_xla, hush, launcher_flags
+from engine.launch import check_libtpu, check_packages, check_torch_xla, hush, launcher_flags
 
 PROGRAM = "launch_xla.py"
 
@@ -30,12 +31,16 @@ def main(argv: list[str]) -> int:
 def launch(argv: list[str]) -> int:
     """Runs the verb on the devices asked for."""
     check_packages(Path(__file__).parent)
-    flags, rest = launcher_flags(argv, {"--num-devices": 1})
+    flags, rest = launcher_flags(argv, {"--num-devices": 1, "--compile-cache": ""})
     check_torch_xla()
+    check_libtpu()
     num_devices = int(flags["--num-devices"])
     if os.environ.get("PJRT_DEVICE") == "CPU":
-        # Read once, when the runtime starts, which is after this line.
-        os.environ["CPU_NUM_DEVICES"] = str(num_devices)
+        # Read once, when the runtime starts, which is after this line. A number that is set already is the machine's,
+        # as chips are: another one asked for is refused.
+        os.environ.setdefault("CPU_NUM_DEVICES", str(num_devices))
+    if flags["--compile-cache"] and (note := use_compile_cache(str(flags["--compile-cache"]))):
+        sys.stderr.write(f"{note}\n")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the runtime's deprecation notes, one per compile
     return run_verb(rest, Launch(backend="xla", num_devices=num_devices), program=PROGRAM)
 

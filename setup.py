@@ -22,7 +22,7 @@ setup(
     description="Train and measure robust image classifiers: one recipe on CPU, CUDA and XLA",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=["bits", "data", "models", "robust", "engine", "engine.report"],
+    packages=["bits", "data", "models", "robust", "engine", "engine.parity", "engine.report"],
     package_data={
         "engine": ["py.typed"],
         "data": ["suites/*.yaml"],

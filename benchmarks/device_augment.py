@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from bits.environment import open_environment
-from bits.noise import noise
 from data.augment import device_augment
 from data.batch import NUM_DRAWS
 from data.op_draws import draw_ops
 from data.order import hash64, sample_seed, uniform
 from data.transform import AugmentSettings, build_randaug, choose_ops, seeded_random
+from robust.noise import noise
 
 DEIT = "rand-m9-mstd0.5-inc1"
 ROUNDS = 5

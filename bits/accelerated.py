@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.utils.checkpoint import checkpoint
 
-from bits.environment import Clip, Precision
+from bits.environment import Clip, Precision, ReduceDtype, StepWatch, Unwatched
 from bits.later import LaterQueue, copies
 from bits.pinned import PinnedFeed, page_lock
 from bits.processor import peak_resident
@@ -28,7 +30,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 
 def open_environment(
-    backend: str, *, precision: Precision, num_devices: int, deterministic: bool
+    backend: str,
+    *,
+    precision: Precision,
+    num_devices: int,
+    deterministic: bool,
+    reduce_dtype: ReduceDtype = "float32",
 ) -> "AcceleratedEnvironment":
     """ValueError when cuda is asked for and missing, or fp16 is asked for on the cpu."""
     if backend == "auto":
@@ -45,7 +52,9 @@ def open_environment(
         )
     if num_devices != 1:
         raise ValueError(f"{num_devices} devices in one process needs XLA; here use --num-processes")
-    return AcceleratedEnvironment(backend, precision=precision, deterministic=deterministic)
+    return AcceleratedEnvironment(
+        backend, precision=precision, deterministic=deterministic, reduce_dtype=reduce_dtype
+    )
 
 
 def _check_accelerator(accelerator: Accelerator, backend: str) -> None:
@@ -78,7 +87,14 @@ class AcceleratedEnvironment:
     num_devices = 1
     native_batch_norm = True
 
-    def __init__(self, backend: str, *, precision: Precision, deterministic: bool) -> None:
+    def __init__(
+        self,
+        backend: str,
+        *,
+        precision: Precision,
+        deterministic: bool,
+        reduce_dtype: ReduceDtype = "float32",
+    ) -> None:
         ddp = DistributedDataParallelKwargs(
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
@@ -88,6 +104,7 @@ class AcceleratedEnvironment:
             find_unused_parameters=backend == "cpu" or deterministic,
         )
         self._wrapped: dict[nn.Module, nn.Module] = {}
+        self._reduce_dtype = reduce_dtype
         with _quiet_stdout():
             # "no", or accelerate would take ACCELERATE_MIXED_PRECISION and patch the plain module's forward with
             # autocast, that of attacks and of float32 verdicts.
@@ -116,7 +133,9 @@ class AcceleratedEnvironment:
     def wrap(self, module: nn.Module) -> nn.Module:
         # Kept here: DDP's hooks die with the wrapper, and gradients would then stay local without a word.
         if module not in self._wrapped:
-            self._wrapped[module] = self._accelerator.prepare_model(module)
+            self._wrapped[module] = wrapped = self._accelerator.prepare_model(module)
+            if self._reduce_dtype == "bf16" and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+                wrapped.register_comm_hook(None, bf16_compress_hook)
         return self._wrapped[module]
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
@@ -131,6 +150,10 @@ class AcceleratedEnvironment:
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def recompute(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        out: Tensor = checkpoint(module, *inputs, use_reentrant=False)
+        return out
 
     def seed(self, value: int) -> None:
         # Ranks hold different samples, so they need different dropout masks.
@@ -206,6 +229,9 @@ class AcceleratedEnvironment:
 
     def cut(self) -> None:
         """Nothing to end: operations run at once."""
+
+    def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
+        return Unwatched()
 
     def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
         if self.backend == "cpu":

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,18 +129,30 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any], list[st
     return None
 
 
-def keep_best(folder: Path, step: int, *, metric: str, value: float) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether `path` is the checkpoint that its JSON describes; its tensors are not looked at."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == read_meta(path).sha256
+    except (CheckpointError, OSError):
+        return False
+
+
+def keep_best(
+    folder: Path, step: int, *, metric: str, value: float, before: Callable[[], None] = lambda: None
+) -> bool:
     """Makes the checkpoint of `step` `best.pt` too when `value` is above that of the one there, or when that one
-    is torn or of another metric. True when it did. Larger is better; the first of equals stays.
+    is torn or of another metric. True when it did; `before` is called first then. Larger is better; the first of
+    equals stays.
     """
     path = folder / BEST
     try:
         there = read_meta(path)
         is_better = there.facts.get("metric") != metric or not value <= there.facts.get("value", -1.0)
-        if not is_better and hashlib.sha256(path.read_bytes()).hexdigest() == there.sha256:
+        if not is_better and is_whole(path):
             return False
     except (CheckpointError, OSError):
         pass  # none yet, or one whose writing was cut off
+    before()
     source = folder / f"step-{step:08d}.pt"
     meta = json.loads(source.with_suffix(".json").read_text())
     meta["facts"] |= {"metric": metric, "value": value}

@@ -1,12 +1,13 @@
 """The device protocol: everything a training or evaluation needs to know about where it runs.
 
 Two backends implement it: `accelerated.py` (cpu and cuda through accelerate) and `xla.py` (TPU and XLA:CPU through
-torch_xla). The engine never asks which one it has: needing to would mean that a verb is missing here. A new
-backend is one file that passes the conformance suite in tests/bits/test_conformance.py.
+torch_xla); `tpu.py`, for PyTorch's native TPU device, is an experiment. The engine never asks which one it has:
+needing to would mean that a verb is missing here. A new backend is one file that passes the conformance suite in
+tests/bits/test_conformance.py.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Literal, Protocol, cast
 
@@ -14,14 +15,29 @@ import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16", "fp16"]
+ReduceDtype = Literal["float32", "bf16"]
 Clip = Callable[[nn.Module], None]
 """Changes gradients in place, on the device and without a host read."""
+
+
+class StepWatch(Protocol):
+    """Looks after one loop of steps that are to be alike: the same graphs, nothing read back, nothing on the host."""
+
+    def step(self, tensors: Mapping[str, Tensor], *, at: str) -> AbstractContextManager[None]:
+        """Around one call of the step; `tensors` are what it was fed, `at` says which one it is."""
+
+
+class Unwatched:
+    """The `StepWatch` of backends that run operations one at a time."""
+
+    def step(self, tensors: Mapping[str, Tensor], *, at: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Environment(Protocol):
     """One process's view of the machine: its device(s), its rank, and the collectives."""
 
-    backend: str  # "cpu", "cuda" or "xla"
+    backend: str  # "cpu", "cuda", "xla" or "tpu"
     device: torch.device
     precision: Precision
     rank: int  # of this process
@@ -36,8 +52,8 @@ class Environment(Protocol):
         """The forward for weight updates (DDP where there are several processes). Attacks use the plain module."""
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
-        """Host to device, the only place where it happens. `split`: axis 0 is divided over the devices of this
-        process (ValueError if it cannot be); otherwise every device gets the whole tensor."""
+        """Host to device, the only place where it happens. `split`: axis 0 of every tensor is divided over the devices
+        of this process, which is checked (ValueError if it cannot be); otherwise each gets the whole tensor."""
 
     def pin(self, memory: Tensor) -> Callable[[], None]:
         """Page-locks host memory that batches come from, so that `feed` need not wait for its copy; returns what
@@ -45,6 +61,10 @@ class Environment(Protocol):
 
     def autocast(self) -> AbstractContextManager[None]:
         """Runs matrix work in `precision` (a null context in float32)."""
+
+    def recompute(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """`module(*inputs)`, whose inner tensors are made again in the backward pass instead of being kept, with the
+        same random numbers and under the same autocast. Also where the backward pass is for the inputs alone."""
 
     def seed(self, value: int) -> None:
         """Seeds the device generator (dropout, drop-path): called once a step with a pure function of the step."""
@@ -74,6 +94,11 @@ class Environment(Protocol):
     def cut(self) -> None:
         """Ends the lazy graph (nothing to do where operations run at once)."""
 
+    def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
+        """A guard for one loop whose update takes `calls` calls of a step: after two updates a step that compiles,
+        reads the host or falls back to it is told to `warn`, once, with the source line and what changed. An error
+        with STRICT_STEPS=1 in the environment."""
+
     def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
         """Copies `tensors` now; runs `fn` on host copies later, in order. Its exception surfaces at the next call."""
 
@@ -100,18 +125,24 @@ class Environment(Protocol):
 
 
 def open_environment(
-    backend: Literal["cpu", "cuda", "auto", "xla"],
+    backend: Literal["cpu", "cuda", "auto", "xla", "tpu"],
     *,
     precision: Precision = "float32",
     world_size: int | None = None,
     num_devices: int = 1,
     deterministic: bool = False,
+    reduce_dtype: ReduceDtype = "float32",
 ) -> Environment:
     """The environment of this process. `world_size` is the number of processes asked for: anything else found is
-    an error, because a launcher that starts fewer processes than asked changes the training without a word."""
-    module = import_module("bits.xla" if backend == "xla" else "bits.accelerated")
+    an error, because a launcher that starts fewer processes than asked changes the training without a word.
+    `reduce_dtype`: that of weight gradients while they are summed over devices; bf16 halves what travels."""
+    module = import_module({"xla": "bits.xla", "tpu": "bits.tpu"}.get(backend, "bits.accelerated"))
     environment = module.open_environment(
-        backend, precision=precision, num_devices=num_devices, deterministic=deterministic
+        backend,
+        precision=precision,
+        num_devices=num_devices,
+        deterministic=deterministic,
+        reduce_dtype=reduce_dtype,
     )
     if world_size is not None and environment.world_size != world_size:
         found = environment.world_size

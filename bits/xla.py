@@ -1,4 +1,4 @@
-"""The XLA backend: TPU, and XLA:CPU for development, through torch_xla 2.9. The only file of bits that imports it.
+"""The XLA backend: TPU, and XLA:CPU for development, through torch_xla 2.9. Only this file and bits/xla_*.py import it.
 
 Several devices are driven by one process (SPMD): a batch enters divided over the devices, everything else is
 replicated, and the compiler inserts the reductions. So `world_size` (processes) stays 1 while `num_devices` grows,
@@ -22,20 +22,37 @@ import torch_xla.distributed.spmd as spmd
 import torch_xla.runtime as runtime
 from torch import Tensor, nn
 
-from bits.environment import Clip, Precision
+from bits.environment import Clip, Precision, ReduceDtype, StepWatch
 from bits.later import LaterQueue, copies
 from bits.processor import peak_resident
+from bits.xla_gradients import install
+from bits.xla_recompute import recompute
+from bits.xla_watch import XlaWatch, sync
 
 
 def open_environment(
-    backend: str, *, precision: Precision, num_devices: int, deterministic: bool
+    backend: str,
+    *,
+    precision: Precision,
+    num_devices: int,
+    deterministic: bool,
+    reduce_dtype: ReduceDtype = "float32",
 ) -> "XlaEnvironment":
-    """ValueError when the devices asked for are not there or fp16 is asked for. XLA is deterministic as it is."""
+    """ValueError when the devices asked for are not there, fp16 is asked for, or a float32 run is to sum gradients in
+    bf16. XLA is deterministic as it is."""
     assert backend == "xla", backend
     if precision == "fp16":
         raise ValueError("run.precision fp16 has no loss scaler on XLA; use bf16 or float32")
+    if precision == "float32" and reduce_dtype == "bf16":
+        raise ValueError(
+            "run.reduce_dtype bf16 needs run.precision bf16 on XLA, where gradients are summed as the backward pass "
+            "makes them; use float32"
+        )
     if runtime.process_count() != 1:
-        raise ValueError(f"{runtime.process_count()} XLA processes found; this version drives one host only")
+        raise ValueError(
+            f"{runtime.process_count()} XLA processes found; this version drives the devices of one host: use a TPU "
+            "VM of one host, such as v3-8, v4-8 or v5e-8"
+        )
     if num_devices > 1 and not runtime.is_spmd():
         runtime.use_spmd()
     found = runtime.global_runtime_device_count()
@@ -44,6 +61,7 @@ def open_environment(
             f"{num_devices} XLA devices were asked for and {found} found; use --num-devices {found} "
             "(with PJRT_DEVICE=CPU launch_xla.py sets CPU_NUM_DEVICES by itself)"
         )
+    install(reduce_float32=reduce_dtype == "float32")
     return XlaEnvironment(precision=precision, num_devices=num_devices)
 
 
@@ -64,7 +82,8 @@ class XlaEnvironment:
         self._mesh = spmd.Mesh(np.arange(num_devices), (num_devices,), ("data",)) if num_devices > 1 else None
         self._later = LaterQueue(depth=1)
         # TPUs multiply float32 in bf16 passes unless told otherwise; verdicts are float32 in every run.
-        torch_xla.backends.set_mat_mul_precision("highest")
+        if torch_xla.backends.get_mat_mul_precision() != "highest":  # a second call would be warned of
+            torch_xla.backends.set_mat_mul_precision("highest")
 
     def place(self, module: nn.Module) -> nn.Module:
         module = module.to(self.device)
@@ -85,7 +104,18 @@ class XlaEnvironment:
                     )
                 spec = ("data",) * split + (None,) * (tensor.dim() - split)
                 spmd.mark_sharding(fed[name], self._mesh, spec)
+            self._check_sharded(fed, split=split)
         return fed
+
+    def _check_sharded(self, fed: Mapping[str, Tensor], *, split: bool) -> None:
+        """A label that every device holds whole beside images that are divided gives no error, and other gradients."""
+        for name, tensor in fed.items():
+            over = ",".join(map(str, (self.num_devices, *[1] * (tensor.dim() - 1))))
+            wanted = f"{{devices=[{over}]" if split else "{replicated}"
+            if not (found := torch_xla._XLAC._get_xla_sharding_spec(tensor)).startswith(wanted):
+                raise RuntimeError(
+                    f"{name} was to be laid out as {wanted} over the devices and is {found or 'not'}"
+                )
 
     def pin(self, memory: Tensor) -> Callable[[], None]:
         return lambda: None  # `feed` copies before it returns
@@ -94,6 +124,9 @@ class XlaEnvironment:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast("xla", dtype=torch.bfloat16)
+
+    def recompute(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        return recompute(module, *inputs)
 
     def seed(self, value: int) -> None:
         torch_xla.manual_seed(value % (1 << 31))
@@ -125,7 +158,10 @@ class XlaEnvironment:
         return value
 
     def cut(self) -> None:
-        torch_xla.sync()
+        sync()
+
+    def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
+        return XlaWatch(calls=calls, warn=warn)
 
     def later(self, tensors: Mapping[str, Tensor], fn: Callable[[dict[str, Tensor]], None]) -> None:
         held = copies(tensors)
@@ -140,7 +176,7 @@ class XlaEnvironment:
         self._later.flush()
 
     def barrier(self) -> None:
-        torch_xla.sync(wait=True)
+        sync(wait=True)
 
     def counters(self) -> dict[str, int]:
         compiles = metrics.metric_data("CompileTime")

@@ -8,7 +8,6 @@ import torch
 
 from bits.ema import Ema
 from bits.environment import Environment
-from bits.noise import noise
 from bits.state import TrainState
 from data.augment import DeviceAugment, device_augment
 from data.draws import MixSettings
@@ -21,9 +20,11 @@ from engine.param_groups import groups_of
 from engine.recipe import Recipe
 from engine.schedule import warmup_at
 from models.head import train_head_only
-from models.norm import check_ghost
+from models.norm import check_ghost, parse_norm_stats
 from models.pixel import PixelModel
+from models.recompute import recompute_blocks
 from models.registry import create_model
+from robust.noise import noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +104,31 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
     return model
 
 
+def norm_words(recipe: Recipe, model: torch.nn.Module, layout: Layout) -> str:
+    """Which images a training of `model` normalises together, in words for the log and the report."""
+    if not any("running_mean" in name for name, _ in model.named_buffers()):
+        return "no BatchNorm"
+    stats = parse_norm_stats(recipe.model.norm_stats)
+    size = {
+        "local": layout.per_device,
+        "global": layout.global_batch,
+        "ghost": stats.group_size,
+        "groups": layout.per_device // max(stats.groups, 1),
+    }[stats.kind]
+    return f"{recipe.model.norm_stats}: {layout.global_batch // size} x {size} images in each forward pass"
+
+
 def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> TensorLrOptimizer:
-    """AdamW or SGD over the recipe's parameter groups."""
+    """AdamW or SGD over the recipe's parameter groups, with its state."""
     o = recipe.optim
     groups = groups_of(o, model)
+    optimizer: TensorLrOptimizer
     if o.name == "adamw":
-        return AdamW(groups, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    return SGD(groups, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+        optimizer = AdamW(groups, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    else:
+        optimizer = SGD(groups, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+    optimizer.prime()
+    return optimizer
 
 
 def build_state(
@@ -128,9 +147,11 @@ def build_state(
         start(model)
     if recipe.model.trainable == "head":
         train_head_only(model)
+    if recipe.model.recompute:
+        recompute_blocks(model, env.recompute)
     ema = None if recipe.optim.ema is None else Ema(model, recipe.optim.ema)
     state = TrainState(model=model, optimizer=build_optimizer(recipe, model), ema=ema)
-    env.cut()
+    env.cut()  # of what was made, or it would be traced into the first step
     return state
 
 

@@ -17,7 +17,7 @@ from engine.flags import LAUNCHER_FLAGS, make_parser, optional, recipe_words
 class Launch:
     """What the launcher knows: which backend, how many processes or devices were asked for."""
 
-    backend: Literal["cpu", "cuda", "auto", "xla"]
+    backend: Literal["cpu", "cuda", "auto", "xla", "tpu"]
     world_size: int | None = 1  # None: whatever an outside launcher started
     num_devices: int = 1
 
@@ -34,9 +34,10 @@ MODULES = {
     "report": "engine.verb_report",
     "list": "engine.verb_list",
     "doctor": "engine.verb_doctor",
+    "tpu-check": "engine.verb_tpu_check",
 }
 # These look at files or at this machine: one process, whatever the launcher was asked for.
-ALONE = ("shards", "weights", "report", "list", "doctor")
+ALONE = ("shards", "weights", "report", "list", "doctor", "tpu-check")
 
 
 def main(argv: Sequence[str], launch: Launch, *, program: str) -> int:

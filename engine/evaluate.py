@@ -4,7 +4,6 @@ The prediction that counts is float32, by the model as it is, in eval mode. An i
 its ledger: images that have their rows are not judged again.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,12 @@ from data.loader import OnBad, eval_loader
 from data.order import permutation
 from data.pool import STUCK_AFTER_S
 from data.transform import EvalTransform
-from data.verify import key_hash
+from engine.agreement import is_same_data
 from engine.eval_fields import AttackEval, SuiteEval
-from engine.ledger import Ledger, LedgerWriter, read_ledger, wilson_interval
-from engine.rows import CLEAN, UNREADABLE, effort_of, rows_of
+from engine.ledger import LedgerWriter, read_ledger
+from engine.rows import CLEAN, effort_of, rows_of
 from engine.stop import Stopped
+from engine.tally import contract_id, tally
 from engine.training_attack import ATTACK_STREAM, build_pgd
 from engine.verdict import evaluation_id, judge
 
@@ -77,7 +77,15 @@ class Evaluator:
             finally:
                 self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
-        return self._result(entry, identity, description, components, keys)
+        counts = tally(self.ledger, identity, components, self.index, keys, counts_bad=self.bad == "wrong")
+        return {
+            "name": entry.name,
+            "weights": self.weights,
+            "recipe": self.recipe,
+            "evaluation": identity,
+            **description,
+            **counts,
+        }
 
     def _describe(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         attack = None
@@ -121,9 +129,7 @@ class Evaluator:
 
     def _agree_on(self, identity: str, left: np.ndarray) -> None:
         """ValueError when ranks differ in what there is to do: they would wait for each other for ever."""
-        text = identity.encode() + left.tobytes()
-        work = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-        if self.env.agree(work) != -self.env.agree(-work):
+        if not is_same_data(self.env, identity.encode() + left.tobytes()):
             raise ValueError(
                 f"processes found different weights or ledgers ({self.ledger} on rank {self.env.rank}); the run folder "
                 "must be on a disk that all of them see"
@@ -182,13 +188,11 @@ class Evaluator:
         self.model.eval()
         try:
             loader = self._loader(entry, keys, self.num_workers, partial(self._note, bad))
+            watch = self.env.watch(calls=1, warn=self.warn or (lambda text: None))
             for number, batch in enumerate(loader, start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
-                image = fed.image.float() / 255.0
-                verdicts = self._verdicts(CLEAN, image, fed)
-                if isinstance(entry, AttackEval):
-                    verdicts |= self._verdicts(entry.name, self._attack(entry, image, fed), fed)
-                self.env.cut()
+                with watch.step(fed._asdict(), at=f"batch {number} of {entry.name}"):
+                    verdicts = self._judged(entry, fed)
                 self.env.later(verdicts, partial(write, batch))
                 done = number * len(batch.key) * self.env.world_size
                 self.on_progress(min(done, len(keys)), len(keys))
@@ -197,6 +201,14 @@ class Evaluator:
                     raise Stopped
         finally:
             self.model.train(was_training)
+
+    def _judged(self, entry: SuiteEval | AttackEval, batch: Batch) -> dict[str, Tensor]:
+        image = batch.image.float() / 255.0
+        verdicts = self._verdicts(CLEAN, image, batch)
+        if isinstance(entry, AttackEval):
+            verdicts |= self._verdicts(entry.name, self._attack(entry, image, batch), batch)
+        self.env.cut()
+        return verdicts
 
     @torch.no_grad()
     def _verdicts(self, component: str, image: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -229,58 +241,3 @@ class Evaluator:
     ) -> None:
         """One transaction for all rows of a batch."""
         writer.write(rows_of(self.index, identity, components, effort, bad, batch, verdicts))
-
-    def _result(
-        self,
-        entry: SuiteEval | AttackEval,
-        identity: str,
-        description: dict[str, Any],
-        components: Sequence[str],
-        keys: np.ndarray,
-    ) -> dict[str, Any]:
-        book = read_ledger(self.ledger, identity)
-        summary = book.summary(identity)
-        for component in components:
-            found = summary["components"][component]["num_images"]
-            if found != len(keys):
-                raise ValueError(
-                    f"{self.ledger} has {found} of {len(keys)} images for {component}; do all processes write to "
-                    "one disk? start again, it goes on from what is there"
-                )
-            self._prove(book, identity, component, keys)
-        interval = wilson_interval(summary["num_correct"], summary["num_images"])
-        return {
-            "name": entry.name,
-            "weights": self.weights,
-            "recipe": self.recipe,
-            "evaluation": identity,
-            **description,
-            **summary,
-            **({"num_bad": book.count_predicted(identity, CLEAN, UNREADABLE)} if self.bad == "wrong" else {}),
-            "interval": list(interval),
-        }
-
-    def _prove(self, book: Ledger, identity: str, component: str, keys: np.ndarray) -> None:
-        """The judged images have the names that the index gives to `keys`, each of them once. About 2 us an image, and
-        8 where they are not all.
-        """
-        names = book.keys(identity, component)
-        wanted = self.index.description.key_hash
-        if len(keys) != self.index.num_samples:
-            wanted = _hash_of([self.index.name(key) for key in keys.tolist()])
-        if (found := _hash_of(names)) != wanted:
-            raise ValueError(
-                f"{self.ledger} has {len(names)} images for {component}, but not those of the index (key hash {found}, "
-                f"not {wanted}); evaluate anew with another --output"
-            )
-
-
-def _hash_of(names: Sequence[str]) -> str:
-    return key_hash(np.array([name.encode() for name in names], dtype=np.bytes_))
-
-
-def contract_id(transform: EvalTransform, image_size: int) -> str:
-    """Names how an image reached the model, so that numbers of different protocols are never taken for the same."""
-    resize = f"center{transform.crop_pct:g}" if transform.mode == "center" else transform.mode
-    turned = "-exif" if transform.apply_exif else ""
-    return f"default/{resize}-{transform.interpolation}-{image_size}px{turned}"

@@ -81,7 +81,7 @@ NORM_STATS = rf"^(local|global|ghost:[1-9][0-9]*|{_GROUPS})$"
 
 SET_ELSEWHERE = (
     *("name", "num_classes", "image_size", "in_chans", "mean", "std", "norm_stats", "native_norm"),
-    *("num_devices", "reduce", "world_size", "drop_path", "split_norm", "pretrained"),
+    *("num_devices", "reduce", "world_size", "drop_path", "split_norm", "pretrained", "recompute"),
 )
 
 
@@ -96,6 +96,7 @@ class ModelSection(Section):
     norm_stats: Annotated[str, Field(pattern=NORM_STATS)] = "local"
     split_norm: bool = False  # a second BatchNorm for attacked images: objective.kind advprop
     drop_path: BelowOne = 0.0
+    recompute: bool = False  # gradient checkpointing: blocks run again in the backward pass
     init: InitSection | None = None  # weights to start from; None: random ones
     trainable: Literal["all", "head"] = "all"  # head: a linear probe, the rest stays as it is
     mean: Channels = (0.485, 0.456, 0.406)
@@ -230,6 +231,8 @@ class RunSection(Section):
     epochs: Annotated[int, Field(gt=0, le=100_000)]
     batch_size: PositiveInt  # global: over all devices, for one forward pass
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    # of weight gradients while they are summed over devices and processes
+    reduce_dtype: Literal["float32", "bf16"] = "float32"
     deterministic: bool = False
     report_every: PositiveInt = 50  # steps
     checkpoint_every: NonNegativeInt = 0  # steps; 0: at the end of each epoch
@@ -244,4 +247,6 @@ class RunSection(Section):
         8  # of a training batch, for the trackers, at most once an epoch; 0: none
     )
     max_steps: PositiveInt | None = None  # stop early; the schedule does not change
+    # a file, an http address or gce: what announces that the machine is taken away, see engine/maintenance.py
+    maintenance_event: Annotated[str, Field(min_length=1)] | None = None
     health: HealthSection = HealthSection()

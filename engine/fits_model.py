@@ -6,13 +6,15 @@ from engine.param_groups import groups_of
 from engine.recipe import Recipe
 from models.head import classifiers
 from models.pixel import PixelModel
+from models.recompute import blocks
 
 
 def asks(recipe: Recipe) -> bool:
     """Whether there is anything to check."""
     optim = recipe.optim
     is_asked = (optim.layer_decay, optim.clip_agc, recipe.data.sizes)
-    return recipe.model.trainable == "head" or any(value is not None for value in is_asked)
+    is_on = recipe.model.trainable == "head" or recipe.model.recompute
+    return is_on or any(value is not None for value in is_asked)
 
 
 def check_asked(recipe: Recipe, model: PixelModel) -> None:
@@ -21,6 +23,8 @@ def check_asked(recipe: Recipe, model: PixelModel) -> None:
         classifiers(model)
     if recipe.optim.layer_decay is not None:
         groups_of(recipe.optim, model)
+    if recipe.model.recompute:
+        blocks(model)
     mode = model.training
     for _, size in recipe.data.sizes or ():
         _check_size(model.eval(), size)

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.shards_flags import add_shards_flags
+from engine.tpu.flags import add_tpu_check_flags
 
 LAUNCHER_FLAGS = {
     "launch_gpu.py": {
         "--cpu": "stay off the GPU",
         "--num-processes": "how many processes to start (default 1)",
     },
-    "launch_xla.py": {"--num-devices": "XLA devices to use (default 1)"},
+    "launch_xla.py": {
+        "--num-devices": "XLA devices to use (default 1)",
+        "--compile-cache": "folder that keeps compiled graphs for later runs (TPU)",
+    },
 }
 
 
@@ -48,6 +52,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     _add_report(verbs)
     _add_list(verbs)
     _add_doctor(verbs)
+    _add_tpu_check(verbs)
     return parser
 
 
@@ -62,7 +67,8 @@ def recipe_words(arguments: argparse.Namespace) -> list[str]:
 
 
 def optional(flag: str) -> str:
-    return f"[{flag}]" if flag == "--cpu" else f"[{flag} N]"
+    value = {"--cpu": "", "--compile-cache": " DIR"}.get(flag, " N")
+    return f"[{flag}{value}]"
 
 
 def _verb(verbs: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
@@ -257,3 +263,18 @@ def _add_doctor(verbs: Any) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, help="also check that this recipe could run here")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=CHANGES)
     parser.add_argument("--no-self-test", action="store_true", help="facts only")
+    parser.add_argument(
+        "--backends",
+        metavar="REFERENCE,OTHER[,...]",
+        help="instead: train RECIPE a few steps on each of cpu, cuda, xla and compare them layer by layer; xla:4 has "
+        "four devices, and a side may change a field: cpu,cpu:run.precision=bf16",
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="with --backends: how many updates (default 3)"
+    )
+
+
+def _add_tpu_check(verbs: Any) -> None:
+    example = "python launch_xla.py tpu-check recipes/bai2021/deit_small.yaml --topology v5e:2x4"
+    parser = _verb(verbs, "tpu-check", "compile the train step for a TPU, without a TPU", example)
+    add_tpu_check_flags(parser, CHANGES)

@@ -22,6 +22,7 @@ from engine.fields import AttackSection
 from engine.guard import Guard
 from engine.knobs import Knobs
 from engine.objective import Inputs
+from engine.schedule import EMA_WARMUP_POWER
 from engine.step import StepSettings, TrainStep
 from engine.training_attack import ATTACK_STREAM, training_pgd
 from robust.pgd import PGD, State
@@ -36,11 +37,19 @@ def make_step(
     meters: Meters,
     teacher: Callable[[Tensor], Tensor] | None = None,
     guard: Guard | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> TrainStep:
     """The train step of a recipe: free training has one of its own."""
     kind = FreeStep if settings.objective.kind == "free" else TrainStep
     return kind(
-        env=env, state=state, forward=forward, settings=settings, meters=meters, teacher=teacher, guard=guard
+        env=env,
+        state=state,
+        forward=forward,
+        settings=settings,
+        meters=meters,
+        teacher=teacher,
+        guard=guard,
+        warn=warn,
     )
 
 
@@ -48,7 +57,7 @@ def make_step(
 class FreeStep(TrainStep):
     """A train step whose objective (the loss alone) is replayed on images that its own gradient moves."""
 
-    def __call__(self, batch: Batch, knobs: Knobs) -> bool:
+    def _run(self, batch: Batch, knobs: Knobs) -> bool:
         """One batch on the device, `settings.replays` updates; always True."""
         image, target = self._inputs(batch)
         pgd = training_pgd(self.env, self._attack, knobs)
@@ -59,12 +68,22 @@ class FreeStep(TrainStep):
             seed=batch.seed ^ ATTACK_STREAM,
             start_u=batch.draw[:, START],
         )
+        made = knobs["step"] * self.settings.replays  # updates so far
         # A replay is a graph of its own, the same each time, so that their number does not grow a graph.
         self.env.cut()
         for _ in range(self.settings.replays):
-            state = self._replay(pgd, state, batch, knobs)
+            state = self._replay(pgd, state, batch, self._of_update(made, knobs))
+            made = made + 1
             self.env.cut()
         return True
+
+    def _of_update(self, made: Tensor, knobs: Knobs) -> Knobs:
+        """The knobs of a batch, with the weight that the average has behind `made` updates (0-dim, on the device)."""
+        ema = self.state.ema
+        if ema is None or not self.settings.ema_warmup:
+            return knobs
+        weight = (made + 1).float().pow(-EMA_WARMUP_POWER).clamp(min=1.0 - ema.decay)
+        return knobs.replaced("ema_weight", weight)
 
     @property
     def _attack(self) -> AttackSection:

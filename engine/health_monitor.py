@@ -19,15 +19,23 @@ from data.batch import Batch
 from engine.guard import EXTRA_FP16, Guard, Skips
 from engine.health import Probe, Watch, check
 from engine.health_fields import HealthSection
+from engine.healthy import forget_names_after, name_candidate, promote_candidate
 from engine.knobs import Knobs
 from engine.log import RunLog
 from engine.recipe import Recipe
-from engine.rollback import RollBack, name_candidate, promote_candidate
+
+
+class RollBack(Exception):
+    """The training must go back; `reason` in words, `first` the step (from 0) where it went wrong."""
+
+    def __init__(self, reason: str, *, first: int) -> None:
+        super().__init__(reason)
+        self.reason, self.first = reason, first
 
 
 @dataclass(slots=True, kw_only=True)
 class HealthMonitor:
-    """Of one run. `RollBack` comes out of `conclude`, `heed` and `before_save`, on all processes alike."""
+    """Of one run. `RollBack` comes out of `conclude`, `heed` and `look`, on all processes alike."""
 
     env: Environment
     recipe: Recipe
@@ -40,7 +48,6 @@ class HealthMonitor:
     guard: Guard | None = field(init=False, default=None)
     _probe: Probe | None = field(init=False, default=None)
     _measured: dict[str, float] = field(init=False, default_factory=dict)
-    _good_at: int = field(init=False, default=-1)  # step of the last check that found nothing
     _is_warm: bool = field(init=False, default=False)  # a check was made in this process
 
     def __post_init__(self) -> None:
@@ -101,10 +108,8 @@ class HealthMonitor:
             self.watch, fgsm=found["fgsm_top1"], pgd=found["pgd_top1"], settings=self.settings
         )
         step = self.state.step
-        if self.watch.low == 0:
-            self._good_at = step
-            if self.env.rank == 0:
-                promote_candidate(self.folder)
+        if self.watch.low == 0 and self.env.rank == 0:
+            promote_candidate(self.folder, until=step)
         if why is None:
             return
         self.log.write("alarm", step=step, reason=why)
@@ -128,12 +133,25 @@ class HealthMonitor:
         return skips
 
     def saved(self, skips: Skips | None) -> None:
-        """A scheduled checkpoint of this step was just written; `skips` as `look` gave them before."""
+        """A checkpoint of this step was just written, one of those to go back to; `skips` as `look` gave them before.
+
+        By what stands in that checkpoint alone, so that `renew` says the same.
+        """
         if self.env.rank != 0 or (skips is not None and skips.streak):
             return
-        name_candidate(self.folder, self.state.step)
-        if self._probe is None or self._good_at == self.state.step:
-            promote_candidate(self.folder)
+        step = self.state.step
+        name_candidate(self.folder, step)
+        every = None if self._probe is None else self.settings.every
+        if every is None or (step % every == 0 and self.watch.low == 0):
+            promote_candidate(self.folder, until=step)
+
+    def renew(self, *, is_due: bool) -> None:
+        """The run goes on from a checkpoint in its folder; `is_due`: one of those to go back to. What a kill has kept
+        from being named is, and what lies ahead is no more."""
+        if self.env.rank == 0:
+            forget_names_after(self.folder, self.state.step)
+        if is_due:
+            self.saved(None if self.guard is None else self.guard.read())
 
     def refuse(self, cause: RollBack, *, has_target: bool) -> None:
         """ValueError when the run may not go back once more."""
@@ -153,7 +171,7 @@ class HealthMonitor:
         """The state is that of a healthy checkpoint, `saved` its part of this class."""
         rollbacks = self.rollbacks + 1
         self.load_state_dict(saved)
-        self.rollbacks, self._good_at = rollbacks, -1
+        self.rollbacks = rollbacks
 
     def state_dict(self) -> dict[str, Any]:
         counts = torch.zeros(3, dtype=torch.int64) if self.guard is None else self.guard.counts.cpu().clone()

@@ -17,9 +17,10 @@ from bits.checkpoint import (
 )
 from bits.environment import Environment
 from bits.state import TrainState, to_cpu
+from engine.bests import prune_bests, shelve_best
 from engine.folder import RunFolder
+from engine.healthy import earliest_return, find_healthy
 from engine.log import RunLog
-from engine.rollback import find_healthy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,10 +67,12 @@ class Keeper:
     def keep_best(self, metric: str, value: float) -> None:
         """A copy of this step's checkpoint as best.pt, if no other was as good."""
         self.save()
-        if self.env.rank == 0 and keep_best(
-            self.folder.checkpoints, self.state.step, metric=metric, value=value
-        ):
-            self.log.say(f"best {metric} so far: {100 * value:.2f} % at step {self.state.step}")
+        if self.env.rank != 0:
+            return
+        folder, step = self.folder.checkpoints, self.state.step
+        if keep_best(folder, step, metric=metric, value=value, before=lambda: shelve_best(folder)):
+            self.log.say(f"best {metric} so far: {100 * value:.2f} % at step {step}")
+        prune_bests(folder, earliest=earliest_return(folder, now=step))
 
     def find(self, source: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
         """Checkpoint file `source`, or the newest usable one in folder `source`; None when it has none."""
@@ -96,7 +99,8 @@ class Keeper:
         self.env.load_state_dict(state["environment"])
         self.state.load_state_dict(state)
         self.env.cut()
-        # A state from another run's folder is not this folder's yet, nor is best.pt whose step was deleted since.
+        # A state from another run's folder is not this folder's yet, nor is best.pt whose step was deleted since, nor
+        # healthy-N.pt whose step-N.pt is damaged.
         own = self.folder.checkpoints / f"step-{self.state.step:08d}.pt"
-        is_own = own.exists() and own.parent.samefile(checkpoint.path.parent)
+        is_own = own.name == checkpoint.path.name and own.exists() and own.samefile(checkpoint.path)
         self._saved_step = self.state.step if is_own else -1

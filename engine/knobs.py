@@ -28,6 +28,11 @@ class Knobs:
         """The 0-dim slice called `name`."""
         return self.floats[FLOATS.index(name)] if name in FLOATS else self.ints[INTS.index(name)]
 
+    def replaced(self, name: str, value: Tensor) -> "Knobs":
+        """The same with `value` (0-dim float32, on the device) as the float called `name`."""
+        floats = [value if name == each else self[each] for each in FLOATS]
+        return Knobs(torch.stack(floats), self.ints, self.attack_steps)
+
 
 def pack_knobs(
     *,

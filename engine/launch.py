@@ -6,25 +6,28 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from bits.processes import follow_launcher, is_worker, run_processes
 
 __all__ = [
+    "check_libtpu",
     "check_packages",
     "check_torch_xla",
+    "chosen_backend",
     "follow_launcher",
     "hush",
     "is_worker",
     "launcher_flags",
     "leave",
+    "prepare_tpu",
     "run_copies",
 ]
 
 PACKAGES = ("bits", "data", "models", "robust", "engine")
-Flag = bool | int
+Flag = bool | int | str
 
 
 def check_packages(root: Path) -> None:
@@ -61,8 +64,20 @@ def check_torch_xla() -> None:
         )
 
 
+def check_libtpu() -> None:
+    """PJRT_DEVICE=TPU needs the TPU's runtime, which torch_xla brings as an extra only."""
+    if os.environ.get("PJRT_DEVICE") != "TPU" or os.environ.get("TPU_LIBRARY_PATH"):
+        return
+    if util.find_spec("libtpu") is None:
+        raise ValueError(
+            "PJRT_DEVICE=TPU: libtpu is not installed; on a TPU VM run `pip install 'torch_xla[tpu]==2.9.*'`, "
+            "elsewhere use PJRT_DEVICE=CPU"
+        )
+
+
 def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict[str, Flag], list[str]]:
-    """The launcher's own flags, which stand before the verb, and the rest. Numbers must be at least 1."""
+    """The launcher's own flags, which stand before the verb, and the rest. Numbers must be at least 1, texts not
+    empty."""
     flags, rest = dict(known), list(argv)
     while rest and rest[0].partition("=")[0] in known:
         name, has_value, value = rest.pop(0).partition("=")
@@ -75,10 +90,26 @@ def launcher_flags(argv: Sequence[str], known: Mapping[str, Flag]) -> tuple[dict
             continue
         if not has_value:
             value = rest.pop(0) if rest else ""
+        if isinstance(known[name], str):
+            if not value:
+                raise ValueError(f"{name} without a value: write {name} and a path before the verb")
+            flags[name] = value
+            continue
         if not value.isdecimal() or int(value) < 1:
             raise ValueError(f"{name} {value or 'without a value'}: give a whole number, 1 or more")
         flags[name] = int(value)
     return flags, rest
+
+
+def chosen_backend(*, on_cpu: bool) -> Literal["cpu", "auto", "tpu"]:
+    """Of launch_gpu.py. EXPERIMENTAL: ROBUST_BITS_TPU=1 in the environment takes the native TPU device."""
+    return "cpu" if on_cpu else "tpu" if os.environ.get("ROBUST_BITS_TPU") == "1" else "auto"
+
+
+def prepare_tpu(num_processes: int) -> None:
+    """What the processes of a native TPU run must agree on, before they start; nothing for other backends."""
+    if chosen_backend(on_cpu=False) == "tpu":
+        import_module("bits.tpu").prepare_launch(num_processes)
 
 
 def run_copies(script: Sequence[str], num_processes: int) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,20 +17,21 @@ from engine.bad_images import BadImages
 from engine.build import Layout
 from engine.folder import RunFolder
 from engine.free import make_step
-from engine.health_monitor import HealthMonitor
+from engine.health_monitor import HealthMonitor, RollBack
 from engine.keeping import Keeper
 from engine.knobs import Knobs, feed_knobs
 from engine.loading import build_train_loader
 from engine.log import RunLog
-from engine.measure import result_name
+from engine.milestones import Milestones
+from engine.origin import Origin
 from engine.recipe import Recipe
 from engine.reporter import Reporter
-from engine.rollback import RollBack, find_healthy, forget_after, reseeded
+from engine.rollback import WayBack, reseeded
 from engine.step import meter_names, step_settings
 from engine.stop import Stopped, StopRequest
-from engine.teacher import Teacher, check_taught
+from engine.teacher import Teacher
 from engine.timetable import Numbers, Timetable
-from engine.training_set import Stream, TrainingSet, kept_window, window_of
+from engine.training_set import Stream, TrainingSet
 
 
 @dataclass(slots=True)
@@ -50,19 +50,27 @@ class Loop:
     teacher: Teacher | None = None
     init: str | None = None  # sha256 of the weights that the run started from
     meters: Meters = field(init=False)
-    window: int | None = field(init=False)  # shards shuffled together; None: a stream
+    origin: Origin = field(init=False)
     bad: BadImages | None = field(init=False)
     timetable: Timetable = field(init=False)
     health: HealthMonitor = field(init=False)
+    milestones: Milestones = field(init=False)
     _reporter: Reporter = field(init=False)
     _keeper: Keeper = field(init=False)
+    _way_back: WayBack = field(init=False)
     _loader: Iterator[tuple[Cursor, Batch]] | None = field(init=False, default=None)
     _numbers: Numbers | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         constants = step_settings(self.recipe, len(self.index.classes))
         self.meters = Meters(meter_names(constants), self.env.device)
-        self.window = window_of(self.recipe.data, self.index)
+        self.origin = Origin(
+            recipe=self.recipe,
+            index=self.index,
+            layout=self.layout,
+            teacher=self.teacher,
+            init=self.init,
+        )
         # In a stream no other image can stand in for a bad one: it ends the run.
         self.bad = None
         if not isinstance(self.index, Stream):
@@ -94,8 +102,21 @@ class Loop:
             folder=self.folder,
             log=self.log,
             num_kept=self.recipe.run.keep_checkpoints,
-            facts=self._facts,
+            facts=lambda: self.origin.facts(self.state),
             health=self.health.state_dict,
+        )
+        self._way_back = WayBack(
+            env=self.env, state=self.state, log=self.log, keeper=self._keeper, health=self.health
+        )
+        self.milestones = Milestones(
+            recipe=self.recipe,
+            state=self.state,
+            timetable=self.timetable,
+            keeper=self._keeper,
+            health=self.health,
+            reporter=self._reporter,
+            origin=self.origin,
+            evaluate=self.evaluate,
         )
 
     @property
@@ -111,7 +132,7 @@ class Loop:
                 self.index,
                 layout=self.layout,
                 start=Cursor(self.state.epoch, self.state.consumed),
-                window=self.window,
+                window=self.origin.window,
                 on_bad=None if self.bad is None else self.bad.note,
                 warn=partial(self.log.warn, rank=self.env.rank),
                 pin=self.env.pin,
@@ -135,7 +156,7 @@ class Loop:
         self.prepare()
         if self.timetable.ends_epoch(self.state.step):
             # A run stopped during the evaluation of an epoch makes up for it; one that was done costs a look.
-            self.measure(self.timetable.epochs_done(self.state.step))
+            self.milestones.measure(self.timetable.epochs_done(self.state.step))
         if self._loader is not None:
             loader, self._loader = self._loader, None  # with this function its workers end
             self._train(loader)
@@ -143,37 +164,10 @@ class Loop:
         self.health.look()
 
     def _roll_back(self, cause: RollBack) -> None:
-        """To the last healthy checkpoint, with its place in the data. ValueError when there is none, or no more."""
-        self.env.barrier()  # rank 0 may be renaming a file that all look for
-        found, came_to = find_healthy(self.folder.checkpoints, until=self.state.step), self.state.step
-        target = -1 if found is None else found[0].step
-        if self.env.agree(target) != -self.env.agree(-target):
-            raise ValueError(
-                "processes found different healthy checkpoints; the run folder must be on a disk that all of them see"
-            )
-        try:
-            self.health.refuse(cause, has_target=found is not None)
-        except ValueError:
-            self._keeper.save_and_wait()
-            raise
-        assert found is not None, "refused above"
-        self.env.flush()
-        self._keeper.load(*found)
-        self.health.went_back(found[1]["health"])
+        self._way_back.take(cause)
         self.meters.reset_()
         self._reporter.begin()
         self.env.cut()
-        self.env.barrier()  # nobody reads the files any more
-        self._keeper.save_anew()
-        if self.env.rank == 0:  # last: a run killed before it has the newer state, which goes back once more
-            forget_after(self.folder.checkpoints, self.state.step)
-        step, count = self.state.step, self.health.rollbacks
-        self.log.write("rollback", step=step, came_to=came_to, reason=cause.reason, rollbacks=count)
-        self.log.say(
-            f"step {came_to}: {cause.reason}; back to step {step}, other noise, learning rate times "
-            f"{self.health.lr_scale:g}",
-            important=True,
-        )
 
     def _train(self, loader: Iterator[tuple[Cursor, Batch]]) -> None:
         step = make_step(
@@ -184,6 +178,7 @@ class Loop:
             meters=self.meters,
             teacher=self.teacher,
             guard=self.health.guard,
+            warn=self._say_changed,
         )
         self.state.model.train()
         for cursor, batch in self._reporter.clock.timed(loader):
@@ -197,6 +192,10 @@ class Loop:
                 self._after_update(fed, knobs, step.preview)
                 if self.state.step >= self.num_updates:
                     return
+
+    def _say_changed(self, text: str) -> None:
+        self.log.write("changed", step=self.state.step, text=text)
+        self.log.say(text, important=True)
 
     def _dropout_seed(self, cursor: Cursor) -> int:
         # Of the place in the data, not of the step count: micro-batches of one update need different masks.
@@ -217,41 +216,17 @@ class Loop:
         due = self._reporter.is_due or is_check
         if due:
             self._reporter.report(self._numbers, preview)
-            self._report_bad()
         if is_check:
             self.env.flush()
             self.health.heed(self._reporter.skips)  # before the check makes a checkpoint healthy
             self.health.conclude()
         self.health.heed(self._reporter.skips)
-        if self.timetable.checkpoint_due(self.state.step):
-            self._save_scheduled()
-        if self.timetable.ends_epoch(self.state.step):
-            self._evaluate_epoch()
+        if due:
+            self._report_bad()
+        self.milestones.pass_by()
         if due and self.env.agree(int(self.stop.asked)):
             self._keeper.save_and_wait()
             raise Stopped
-
-    def _save_scheduled(self) -> None:
-        skips = self.health.look()
-        self.save()
-        self.health.saved(skips)
-
-    def _evaluate_epoch(self) -> None:
-        try:
-            self.measure(self.timetable.epochs_done(self.state.step))
-        except Stopped:
-            self._keeper.save_and_wait()
-            raise
-
-    def measure(self, epoch: int | None) -> list[dict[str, Any]]:
-        """The evaluations due after `epoch` epochs (None: the end of the run), and the best weights kept."""
-        with self._reporter.clock.paused():  # or minutes of it would pass for slow training steps
-            results = self.evaluate(epoch)
-        metric = self.recipe.run.best
-        for result in results:
-            if metric is not None and result_name(result) == metric:
-                self._keeper.keep_best(metric, result["top1"])
-        return results
 
     def _report_bad(self) -> None:
         if self.bad is None:
@@ -265,45 +240,3 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of now."""
         self._keeper.save()
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe.hash,
-            "dataset_id": self.index.dataset_id,
-            "seed": self.recipe.run.seed,
-            "epoch": self.state.epoch,
-            "consumed": self.state.consumed,
-            "window": self.window,
-            "global_batch": self.layout.global_batch,
-            "classes": list(self.index.classes),
-            **self.given,
-        }
-
-    @property
-    def given(self) -> dict[str, str | None]:
-        """Hashes of the weights from elsewhere."""
-        return {"teacher": None if self.teacher is None else self.teacher.sha256, "init": self.init}
-
-    def resume(self, source: Path) -> bool:
-        """Loads checkpoint file `source`, or the newest usable one in folder `source`; False when it has none."""
-        found = self._keeper.find(source)
-        if found is None:
-            return False
-        checkpoint, state = found
-        if checkpoint.facts["dataset_id"] != self.index.dataset_id:
-            raise ValueError(
-                f"{checkpoint.path} was trained on dataset {checkpoint.facts['dataset_id'][:12]}, data.train holds "
-                f"{self.index.dataset_id[:12]}; give the same shards or another --output"
-            )
-        if self.teacher is not None:
-            check_taught(
-                self.recipe, self.teacher, by=checkpoint.facts.get("teacher"), source=checkpoint.path
-            )
-        self.init = checkpoint.facts.get("init")
-        # Runs that had no windows yet shuffled everything and did not note it.
-        used = checkpoint.facts.get("window", len(self.index.shards))
-        self.window = kept_window(self.recipe.data, self.index, used=used, source=checkpoint.path)
-        self._keeper.load(checkpoint, state)
-        self.health.load_state_dict(state.get("health", {}))
-        self._reporter.begin()
-        return True

@@ -36,6 +36,17 @@ class TensorLrOptimizer(torch.optim.Optimizer):
             if params:
                 self._update(group, params, [p.grad for p in params])
 
+    @torch.no_grad()
+    def prime(self) -> None:
+        """Makes the state now, as the first update would: or that update is another graph than the second, and both
+        are compiled. A checkpoint that is loaded replaces it."""
+        for group in self.param_groups:
+            for name in self._names(group):
+                self._slots([p for p in group["params"] if p.requires_grad], name)
+
+    def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        raise AssertionError("a subclass names its state tensors")
+
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         raise AssertionError("a subclass defines the update")
 
@@ -60,6 +71,9 @@ class AdamW(TensorLrOptimizer):
         super().__init__(params, defaults)
         for group in self.param_groups:
             group["step"] = torch.zeros((), device=group["params"][0].device)
+
+    def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -108,6 +122,9 @@ class SGD(TensorLrOptimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(params, defaults)
+
+    def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         if group["weight_decay"]:

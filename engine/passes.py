@@ -11,10 +11,12 @@ class Passes(NamedTuple):
     forward: int
     input_only: int  # backward passes that reach the image and no weight
     full: int  # backward passes with weight gradients
+    teacher: int = 0  # forward passes of the teacher, another model
 
     @property
     def as_forwards(self) -> int:
-        """In units of a forward pass: an input-only backward counts as one, a full one as two."""
+        """In forward passes of the model: an input-only backward counts as one, a full one as two, and the teacher's
+        passes not at all, for what they cost is another number."""
         return self.forward + self.input_only + 2 * self.full
 
 
@@ -23,6 +25,7 @@ def passes_of(objective: ObjectiveSection) -> Passes:
     steps = 0 if objective.attack is None else objective.attack.steps
     if objective.kind == "free":
         return Passes(objective.replays, 0, objective.replays)
+    teacher = int(objective.distill is not None)  # it sees the image before the attack, once
     trained = 2 if objective.kind in ("trades", "mart", "advprop") or objective.clean_weight > 0 else 1
     prediction = 1 if objective.kind == "trades" else 0
-    return Passes(trained + steps + prediction, steps, trained)
+    return Passes(trained + steps + prediction, steps, trained, teacher)

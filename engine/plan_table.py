@@ -19,6 +19,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
             "passes per image",
             f"{plan.forward} forward, {plan.input_only} backward to the image, {plan.full} full backward",
         ),
+        *_teacher(plan),
         ("forward passes of evaluations", _number(plan.eval_forwards)),
         ("checkpoint", _bytes(plan.checkpoint_bytes)),
         ("disk for checkpoints", _bytes(plan.disk_bytes)),
@@ -33,6 +34,13 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
             (f"peak memory ({plan.memory_of})", _bytes(plan.memory_bytes)),
         ]
     return found
+
+
+def _teacher(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.teacher:
+        return []
+    each = "" if plan.teacher_cost is None else f", each as {plan.teacher_cost:.2f} forward of the model"
+    return [("passes of the teacher", f"{plan.teacher} forward{each}")]
 
 
 def show(plan: Plan) -> None:

@@ -24,6 +24,7 @@ def planned(recipe: Recipe, *, updates: int, eval_images: int | None) -> dict[st
         "images": images,
         "passes_per_image": passes._asdict(),
         "train_forwards": images * passes.as_forwards,
+        "teacher_forwards": images * passes.teacher,
         "eval_forwards": None if eval_images is None else eval_forwards(recipe, eval_images),
     }
 

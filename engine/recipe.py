@@ -40,6 +40,7 @@ RESUME_MAY_CHANGE = (
         "run.wandb",
         "run.preview_images",
         "run.max_steps",
+        "run.maintenance_event",
     ),
 )
 # In the hash, for it decides an update; but null means what the checkpoint says, so the loop compares it.

@@ -1,5 +1,6 @@
 """Whether a recipe could run here: data, model, batch, precision and disk, by the pieces that a run uses."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from bits.environment import open_environment
 from data.index import INDEX_FILE
 from data.remote import is_url
+from engine.borrowed import teacher_macs, try_start, try_teacher
 from engine.build import batch_layout, check_model
 from engine.cli import Launch
 from engine.eval_fields import AttackEval, SuiteEval
@@ -16,13 +18,11 @@ from engine.machine import nearest_folder
 from engine.passes import passes_of
 from engine.recipe import Recipe
 from engine.sources import Access
-from engine.start import open_start
 from engine.suites import open_eval_set
-from engine.teacher import open_teacher
 from engine.training_set import Stream, TrainingSet, open_training_set, window_of
 from engine.words import amount
 from models.catalogue import count_macs
-from models.norm import check_ghost
+from models.norm import check_ghost, parse_norm_stats
 
 SECTION = "recipe"
 _NO_INDEX = (
@@ -48,6 +48,8 @@ def check_recipe(recipe: Recipe, launch: Launch, run_folder: Path) -> Iterator[F
     yield from _check_model(recipe, index, run_folder)
     yield from _check_weights(recipe, index, run_folder)
     yield _try("batch", lambda: _check_batch(recipe, launch))
+    if recipe.model.norm_stats.startswith("groups:"):
+        yield _describe_groups(recipe, launch)
 
 
 def _try(name: str, check: Callable[[], str]) -> Finding:
@@ -117,21 +119,22 @@ def _check_model(recipe: Recipe, index: TrainingSet | None, run_folder: Path) ->
 
 
 def _check_weights(recipe: Recipe, index: TrainingSet | None, run_folder: Path) -> Iterator[Finding]:
-    """Those from elsewhere; whether they fit is seen when they are loaded."""
+    """Those from elsewhere, loaded into their models."""
 
-    def start() -> str:
-        found = open_start(recipe)
-        return "" if found is None else f"{found.settings.path}, {found.sha256[:12]}"
+    classes = None if index is None else tuple(index.classes)
 
     def teacher(classes: tuple[str, ...]) -> str:
-        found = open_teacher(recipe, classes=classes, folder=RunFolder(run_folder))
-        return "" if found is None else f"{found.path}, {found.recipe.model.name}"
+        found = try_teacher(recipe, RunFolder(run_folder), classes)
+        assert found is not None, "a teacher's field without a teacher"
+        macs = teacher_macs(found)
+        cost = "" if macs is None else f", {amount(macs, 'MACs')} more for each image"
+        return f"{found.path}, {found.recipe.model.name}{cost}"
 
     if recipe.model.init is not None:
-        yield _try("model.init", start)
-    if recipe.objective.distill is not None and index is not None:
-        classes = tuple(index.classes)
-        yield _try("teacher", lambda: teacher(classes))
+        yield _try("model.init", lambda: try_start(recipe, classes))
+    if recipe.objective.distill is not None and classes is not None:
+        known = classes
+        yield _try("teacher", lambda: teacher(known))
 
 
 def _cost(recipe: Recipe, macs: int) -> str:
@@ -162,6 +165,20 @@ def _check_disk(recipe: Recipe, parameters: int, run_folder: Path) -> str:
             f"{text} and {place} has {amount(free, 'B')} free; lower run.keep_checkpoints or change run.output"
         )
     return f"{text}, {amount(free, 'B')} are free at {place}"
+
+
+def _describe_groups(recipe: Recipe, launch: Launch) -> Finding:
+    """Groups are counted for a device, so another number of devices makes other groups of the same recipe."""
+    stats = parse_norm_stats(recipe.model.norm_stats)
+    devices = (launch.world_size or int(os.environ.get("WORLD_SIZE", "1"))) * launch.num_devices
+    size = recipe.run.batch_size // (devices * stats.groups)
+    text = (
+        f"{recipe.model.norm_stats} on {devices} devices: {devices * stats.groups} groups of {size} images in a batch; "
+        "on another number of devices the same words are other groups, and another training"
+    )
+    if stats.copies is not None and stats.copies != recipe.optim.accumulate:
+        text += f"; {stats.copies} copies of them, but optim.accumulate is {recipe.optim.accumulate}"
+    return Finding(SECTION, "model.norm_stats", text, "advice")
 
 
 def _check_batch(recipe: Recipe, launch: Launch) -> str:

@@ -1,70 +1,69 @@
-"""Going back to the last healthy checkpoint: which one that is, and what is different afterwards.
+"""Going back to the last healthy checkpoint: how it is done, and what is different afterwards."""
 
-`checkpoints/healthy-N.pt` is a second name of a scheduled checkpoint in which no update was being left out and, where
-the training is checked, behind which a check found nothing; until that check it is `candidate-N.pt`. Checkpoints of a
-stop or of an evaluation do not count: they come when somebody asks, and a run that was killed must go back to the
-same place as one that was not.
-"""
-
-import os
-import shutil
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bits.checkpoint import Checkpoint, CheckpointError, list_checkpoints, load_checkpoint, read_meta
+from bits.environment import Environment
+from bits.state import TrainState
 from data.batch import Batch
 from data.order import hash64
+from engine.agreement import is_same
+from engine.bests import restore_best
+from engine.health_monitor import HealthMonitor, RollBack
+from engine.healthy import find_healthy, forget_after
+from engine.keeping import Keeper
+from engine.log import RunLog
 
 
-class RollBack(Exception):
-    """The training must go back; `reason` in words, `first` the step (from 0) where it went wrong."""
+@dataclass(slots=True, kw_only=True)
+class WayBack:
+    """Of one run: its state becomes an earlier one, on all processes alike."""
 
-    def __init__(self, reason: str, *, first: int) -> None:
-        super().__init__(reason)
-        self.reason, self.first = reason, first
+    env: Environment
+    state: TrainState
+    log: RunLog
+    keeper: Keeper
+    health: HealthMonitor
 
-
-def name_candidate(folder: Path, step: int) -> None:
-    """The checkpoint of `step` may turn out healthy."""
-    _drop(folder, "candidate-*")
-    for suffix in (".json", ".pt"):  # as checkpoints are written: the .pt is the commit
-        _link(folder / f"step-{step:08d}{suffix}", folder / f"candidate-{step:08d}{suffix}")
-
-
-def promote_candidate(folder: Path) -> None:
-    """It did; nothing happens where there is none."""
-    for path in sorted(folder.glob("candidate-*.pt")):
-        healthy = path.with_name(path.name.replace("candidate", "healthy"))
-        if path.with_suffix(".json").exists():  # or a promotion was cut off behind its first half
-            os.replace(path.with_suffix(".json"), healthy.with_suffix(".json"))
-        os.replace(path, healthy)
-        for older in folder.glob("healthy-*"):
-            if older.stem != healthy.stem:
-                older.unlink(missing_ok=True)
-
-
-def find_healthy(folder: Path, *, until: int | None = None) -> tuple[Checkpoint, dict[str, Any]] | None:
-    """The last healthy checkpoint, up to step `until`, and its state; None where there is none."""
-    for path in sorted(folder.glob("healthy-*.pt"), reverse=True):
-        if until is not None and path.stem > f"healthy-{until:08d}":
-            continue
+    def take(self, cause: RollBack) -> None:
+        """To the last healthy checkpoint, with its place in the data. ValueError when there is none, or no more."""
+        self.env.barrier()  # rank 0 may be renaming a file that all look for
+        found, came_to = find_healthy(self.health.folder, until=self.state.step), self.state.step
+        if not is_same(self.env, -1 if found is None else found[0].step):
+            raise ValueError(
+                "processes found different healthy checkpoints; the run folder must be on a disk that all of them see"
+            )
         try:
-            return read_meta(path), load_checkpoint(path)
-        except CheckpointError:
-            continue
-    return None
+            self.health.refuse(cause, has_target=found is not None)
+        except ValueError:
+            self.keeper.save_and_wait()
+            raise
+        assert found is not None, "refused above"
+        self.env.flush()
+        self.keeper.load(*found)
+        self.health.went_back(found[1]["health"])
+        self.env.barrier()  # nobody reads the files any more
+        self.keeper.save_anew()
+        step, count = self.state.step, self.health.rollbacks
+        self.log.write("rollback", step=step, came_to=came_to, reason=cause.reason, rollbacks=count)
+        told = self._forget()
+        self.log.say(
+            f"step {came_to}: {cause.reason}; back to step {step}, other noise, learning rate times "
+            f"{self.health.lr_scale:g}{told}",
+            important=True,
+        )
 
-
-def forget_after(folder: Path, step: int) -> None:
-    """Deletes the checkpoints behind `step`, which the run leaves."""
-    _drop(folder, "candidate-*")
-    for path in list_checkpoints(folder):
-        if path.stem > f"step-{step:08d}":
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+    def _forget(self) -> str:
+        """What lies behind this step; last, because a run killed before it has the newer state, and goes back once
+        more. The checkpoints last of all, for the same reason."""
+        if self.env.rank != 0:
+            return ""
+        folder, step = self.health.folder, self.state.step
+        told = restore_best(folder, step)
+        forget_after(folder, step)
+        return f"; {told}" if told else ""
 
 
 def reseeded(batch: Batch, rollbacks: int) -> Batch:
@@ -76,18 +75,3 @@ def reseeded(batch: Batch, rollbacks: int) -> Batch:
         return batch
     salt = np.array(hash64("rollback", rollbacks)).view(np.int64)
     return batch._replace(seed=batch.seed ^ torch.tensor(int(salt), dtype=torch.int64))
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)  # checkpoints are replaced and never written into, so this costs no space
-    except OSError:
-        part = target.with_name(f"{target.name}.part")
-        shutil.copyfile(source, part)
-        os.replace(part, target)
-
-
-def _drop(folder: Path, pattern: str) -> None:
-    for path in folder.glob(pattern):
-        path.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from bits.checkpoint import load_checkpoint, save_checkpoint
 from bits.environment import Environment, Precision, open_environment
 from bits.meters import Meters
-from bits.noise import noise
 from bits.state import TrainState, to_cpu
 from data.batch import Batch
 from data.index import DatasetIndex
@@ -34,6 +33,7 @@ from engine.recipe import Recipe, parse_recipe
 from engine.sources import Access
 from engine.step import TrainStep, meter_names, step_settings
 from engine.verdict import weights_hash
+from robust.noise import noise
 
 SECTION = "self-test"
 LIMIT_S = 10.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bits.environment import Clip, Environment
+from bits.environment import Clip, Environment, StepWatch
 from bits.meters import Meters
 from bits.state import TrainState
 from data.augment import NO_AUGMENT, DeviceAugment
@@ -92,17 +92,26 @@ class TrainStep:
     meters: Meters
     teacher: Callable[[Tensor], Tensor] | None = None
     guard: Guard | None = None  # leaves out updates that are not finite
+    warn: Callable[[str], None] = (
+        lambda text: None
+    )  # is told, once, of a step that is not like those before it
     # Of the last batch, uint8 [1 or 2,n,3,H,W]: augmented and mixed, and as the attack left it. Made in every step,
     # also when nobody will look: an output that comes and goes would be another graph.
     preview: Tensor | None = field(default=None, init=False)
     objective: Objective = field(init=False)
+    watch: StepWatch = field(init=False)
     _micro: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.watch = self.env.watch(calls=self.settings.accumulate, warn=self.warn)
         self.objective = make_objective(self.settings.objective, self.env, self.state.model, self.teacher)
 
     def __call__(self, batch: Batch, knobs: Knobs) -> bool:
         """One batch on the device. True when it ended an update (accumulation complete)."""
+        with self.watch.step(batch._asdict(), at=f"step {self.state.step + 1}"):
+            return self._run(batch, knobs)
+
+    def _run(self, batch: Batch, knobs: Knobs) -> bool:
         image, target = self._inputs(batch)
         if self.guard is not None and self._micro == 0:
             self.guard.before()
@@ -125,8 +134,11 @@ class TrainStep:
             self.preview = torch.stack([self._shown(each) for each in shown])
 
     def _shown(self, image: Tensor) -> Tensor:
-        """Bytes, because a slice would keep the whole batch in memory."""
-        return (image.detach()[: self.settings.preview] * 255.0).round().to(torch.uint8)
+        """The first of each device's images, so that none travels, in every step, for what few steps show. Bytes,
+        because a slice would keep the whole batch in memory."""
+        each = -(-self.settings.preview // self.env.num_devices)
+        found = image.detach().reshape(self.env.num_devices, -1, *image.shape[1:])[:, :each].flatten(0, 1)
+        return (found * 255.0).round().to(torch.uint8)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         s, num_classes = self.settings, self.settings.objective.num_classes

@@ -1,4 +1,6 @@
-"""Stop requests: SIGTERM and SIGINT set a flag, ranks agree on it at report boundaries, the state is saved."""
+"""Stop requests: SIGTERM, SIGINT or a notice of the machine set a flag, ranks agree on it at report boundaries, the
+state is saved.
+"""
 
 import signal
 from types import FrameType
@@ -16,6 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self.reason = ""  # where it was no signal
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -26,6 +29,10 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def ask(self, reason: str) -> None:
+        """As a signal does; from any thread."""
+        self.reason, self.asked = reason, True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

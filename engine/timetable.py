@@ -46,8 +46,8 @@ class Timetable:
         """Whether the last of `step` updates was the last of an epoch."""
         return step > 0 and self.epochs_done(step) > self.epochs_done(step - 1)
 
-    def checkpoint_due(self, step: int) -> bool:
-        every = self.recipe.run.checkpoint_every
+    def checkpoint_due(self, step: int, *, every: int) -> bool:
+        """By `run.checkpoint_every`, which a resumed run may have changed: that of now, or that of the first start."""
         return step % every == 0 if every else self.ends_epoch(step)
 
     def numbers(self, step: int, epoch: int, *, lr_scale: float = 1.0) -> Numbers:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bits.environment import Environment
-from bits.noise import noise
 from data.batch import START, Batch
 from engine.fields import AttackSection
 from engine.knobs import Knobs
 from models.ghost import attacking
 from models.split import Branch, branch
+from robust.noise import noise
 from robust.pgd import PGD, Loss, cross_entropy, no_cut
 from robust.threat import THREATS
 

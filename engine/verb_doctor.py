@@ -24,10 +24,31 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """The findings; exit code 2 when one of them would stop a run."""
     if os.environ.get("RANK", "0") != "0":
         return {}  # under an outside launcher one process does it all
+    if arguments.backends is not None:
+        return _compare(arguments)
+    if arguments.steps is not None:
+        raise ValueError(f"--steps {arguments.steps}: these are of a comparison; add --backends cpu,xla")
     recipe = None if arguments.recipe is None else _load(arguments)
-    findings: list[Finding] = []
-    for finding in show(examine(launch, recipe, with_self_test=not arguments.no_self_test)):
-        findings.append(finding)
+    return _sum_up(show(examine(launch, recipe, with_self_test=not arguments.no_self_test)))
+
+
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a recipe on several backends; which one this process was started for does not matter."""
+    if arguments.recipe is None:
+        raise ValueError(
+            f"--backends {arguments.backends} compares how a recipe trains; write `doctor RECIPE.yaml --backends "
+            f"{arguments.backends}`"
+        )
+    _load(arguments)
+    parity = import_module("engine.parity.doctor").open_parity(
+        arguments.recipe, arguments.overrides, arguments.backends, arguments.steps
+    )
+    found = _sum_up(show(parity.examine()))
+    return {**found, "parity": parity.table}
+
+
+def _sum_up(shown: Iterable[Finding]) -> dict[str, Any]:
+    findings = list(shown)
     wrong = [f for f in findings if f.state == "failed"]
     advice = sum(f.state == "advice" for f in findings)
     print()

@@ -1,26 +1,25 @@
 """`train`: from a recipe to a run folder with checkpoints, log, ledger and results."""
 
 import argparse
-import hashlib
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bits.environment import Environment, open_environment
+from bits.environment import Environment
 from bits.state import TrainState
-from engine.build import augment_settings, batch_layout, build_state, check_model, mix_settings
+from engine.agreement import check_same_start, check_same_weights
+from engine.build import augment_settings, batch_layout, build_state, mix_settings, norm_words
 from engine.cli import Launch
+from engine.dry_run import dry_run, open_for_training
 from engine.failure import exit_code_of
 from engine.flags import recipe_words
 from engine.folder import RunFolder
 from engine.log import RunLog, open_log
 from engine.loop import Loop
+from engine.maintenance import MaintenanceWatch
 from engine.measure import measure
-from engine.plan_table import show
-from engine.planner import Plan, count, measured
 from engine.receipt import write_receipt
 from engine.recipe import Recipe, load_recipe
 from engine.resume import check_resume
@@ -38,13 +37,10 @@ from engine.verdict import weights_hash
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Trains, or goes on, or (finished already) only evaluates what is missing."""
     recipe = load_recipe(arguments.recipe, recipe_words(arguments))
-    if arguments.dry_run:
-        check_model(recipe)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{recipe.resolved_yaml()}# hash: {recipe.hash}", flush=True)
-        access = Access(recipe.data.cache, allow_pipes=arguments.allow_pipes, builds=False)
-        return {"recipe": recipe.hash, "plan": plan(recipe, access, launch, arguments.no_measure).as_dict()}
     folder = RunFolder(Path(arguments.output or recipe.run.output or f"runs/{recipe.name}"))
+    if arguments.dry_run:
+        access = Access(recipe.data.cache, allow_pipes=arguments.allow_pipes, builds=False)
+        return dry_run(recipe, folder, access, launch, measures=not arguments.no_measure)
     folder.check_writable()
     checkpoint = check_resume(folder, recipe, arguments.resume)
     if recipe.run.wandb is not None:
@@ -57,36 +53,12 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         open_eval_set(recipe, entry, access, classes=index.classes)
     teacher = open_teacher(recipe, classes=index.classes, folder=folder)
     start = open_start(recipe) if checkpoint is None else None  # a resumed run has its own weights
-    env = _open(recipe, launch)
+    env = open_for_training(recipe, launch)
     try:
         with open_log(folder.log, env.rank, quiet=arguments.quiet) as log:
             return train(env, recipe, folder, index, checkpoint, log, access, teacher, start)
     finally:
         env.close()
-
-
-def _open(recipe: Recipe, launch: Launch) -> Environment:
-    return open_environment(
-        launch.backend,
-        precision=recipe.run.precision,
-        world_size=launch.world_size,
-        num_devices=launch.num_devices,
-        deterministic=recipe.run.deterministic,
-    )
-
-
-def plan(recipe: Recipe, access: Access, launch: Launch, no_measure: bool) -> Plan:
-    """What a run would cost, said; measured unless `no_measure`. No file is written."""
-    found, index = count(recipe, access)
-    if not no_measure:
-        env = _open(recipe, launch)
-        try:
-            found = measured(found, recipe, env, index)
-        finally:
-            env.close()
-    if os.environ.get("RANK", "0") == "0":
-        show(found)
-    return found
 
 
 def train(
@@ -109,7 +81,8 @@ def train(
         )
     load = None if start is None else lambda model: log.say(start.load_into(model))
     state = build_state(recipe, env, num_classes=len(index.classes), layout=layout, start=load)
-    with StopRequest() as stop:
+    stop, warn = StopRequest(), partial(log.warn, rank=env.rank)
+    with stop, MaintenanceWatch(recipe.run.maintenance_event, stop, warn=warn):
         loop = Loop(
             env=env,
             recipe=recipe,
@@ -129,21 +102,24 @@ def train(
         for epoch in (0, recipe.run.epochs - 1):  # these refuse what a recipe cannot see by itself
             augment_settings(recipe, epoch), mix_settings(recipe, epoch)
         resumed = checkpoint is not None and _resume(loop, checkpoint)
-        _check_same_start(env, state.step, index)
-        _check_same_weights(loop)
+        check_same_start(env, step=state.step, dataset_id=index.dataset_id)
+        check_same_weights(env, _weights_to_compare(loop))
         loop.prepare()
         folder.create()
         if resumed:
             loop.save()  # of a start from another run, or a kill before the first checkpoint would lose it
         if env.rank == 0:
             folder.write_start(recipe, env)
+        if resumed:
+            loop.milestones.settle()
         source = str(checkpoint.resolve()) if resumed and checkpoint is not None else None
-        facts = {"recipe": recipe.hash, "backend": env.backend, "source": source, **loop.given}
+        facts = {"recipe": recipe.hash, "backend": env.backend, "source": source, **loop.origin.given}
         log.reached(state.step, loop.num_updates)
         if env.rank == 0:
             log.trackers = open_trackers(
                 recipe, folder.root, step=state.step, warn=partial(log.say, important=True)
             )
+        facts["norm_stats"] = norm_words(recipe, state.model, layout)
         log.write("start", resumed=resumed, step=state.step, **facts, **_order_facts(loop))
         started = f"resumed at step {state.step}" if resumed else "started"
         log.say(f"{started}: {folder.root} ({env.backend})")
@@ -178,10 +154,12 @@ def weights_by_name(state: TrainState) -> dict[str, nn.Module]:
 def _run_loop(loop: Loop) -> dict[str, Any]:
     try:
         loop.run()
-        results = loop.measure(None)
+        results = loop.milestones.measure(None)
     except Stopped:
+        why = f" ({loop.stop.reason})" if loop.stop.reason else ""
         loop.log.say(
-            f"stopped at step {loop.state.step}, state saved; start again with --resume auto", important=True
+            f"stopped at step {loop.state.step}{why}, state saved; start again with --resume auto",
+            important=True,
         )
         return {"exit_code": EXIT_STOPPED, "step": loop.state.step, "output": str(loop.folder.root)}
     if not results:
@@ -199,11 +177,11 @@ def _run_loop(loop: Loop) -> dict[str, Any]:
 def _order_facts(loop: Loop) -> dict[str, int | None]:
     """For the log: what the order of the images was made from, and how many of a stream come once more."""
     again = loop.state.consumed if isinstance(loop.index, Stream) else 0
-    return {"shards": len(loop.index.shards), "window": loop.window, "again": again}
+    return {"shards": len(loop.index.shards), "window": loop.origin.window, "again": again}
 
 
 def _say_order(loop: Loop) -> None:
-    if line := describe_order(loop.index, loop.window):
+    if line := describe_order(loop.index, loop.origin.window):
         loop.log.say(line, important=True)
     if again := _order_facts(loop)["again"]:
         loop.log.say(
@@ -213,36 +191,12 @@ def _say_order(loop: Loop) -> None:
         )
 
 
-def _check_same_start(env: Environment, step: int, index: TrainingSet) -> None:
-    if env.agree(step) != -env.agree(-step):
-        raise ValueError(
-            f"processes found different checkpoints (rank {env.rank}: step {step}); the run folder must be on a disk "
-            "that all of them see"
-        )
-    data = int.from_bytes(hashlib.sha256(index.dataset_id.encode()).digest()[:7], "big")
-    if env.agree(data) != -env.agree(-data):
-        raise ValueError(
-            f"processes found different shards in data.train (rank {env.rank}: {index.dataset_id[:12]}); were they "
-            "changed just now? start again"
-        )
-
-
-def _check_same_weights(loop: Loop) -> None:
-    """Of a teacher, and of what was loaded to start from: DDP sends no weights, so others would never meet."""
-    hashes = {"objective.distill.teacher": loop.given["teacher"]}
-    if loop.state.step == 0 and loop.init is not None:
+def _weights_to_compare(loop: Loop) -> dict[str, str | None]:
+    """Of a teacher, and of what was loaded to start from."""
+    hashes = {"objective.distill.teacher": loop.origin.given["teacher"]}
+    if loop.state.step == 0 and loop.origin.init is not None:
         hashes["model.init.path"] = weights_hash(loop.state.model.state_dict())
-    for field, digest in hashes.items():
-        if digest is not None and not _is_same(loop.env, digest):
-            raise ValueError(
-                f"processes found different weights at {field} (rank {loop.env.rank}: {digest[:12]}); give a file that "
-                "all of them see"
-            )
-
-
-def _is_same(env: Environment, digest: str) -> bool:
-    value = int(digest[:14], 16)
-    return env.agree(value) == -env.agree(-value)
+    return hashes
 
 
 def _check_length(loop: Loop) -> None:
@@ -256,7 +210,7 @@ def _check_length(loop: Loop) -> None:
 
 def _resume(loop: Loop, checkpoint: Path) -> bool:
     try:
-        return loop.resume(checkpoint)
+        return loop.milestones.resume(checkpoint)
     except (RuntimeError, KeyError, TypeError) as error:
         # torch lists every name that does not fit; the first line of it says which model.
         raise ValueError(

@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models import checkpoint as timm_checkpoint
 from torch import Tensor, nn
 
-from models.recompute import Checkpoint, recompute
+from models.recompute import Checkpoint, recompute_blocks
 from models.robust_block import KINDS, BlockOptions, PaddingMode, RobustBlock
 
 STRIDE_STAGES = {4: (1, 2, 3), 8: (2, 3), 16: (3,)}  # by patch size; the total stride is 32 in each
@@ -73,13 +73,10 @@ class Stage(nn.Module):
             blocks.append(RobustBlock(width_in, dim, options, stride=block_stride, drop_path=drop_path))
             width_in = options.width_out(dim)
         self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-        self.checkpoint: Checkpoint = timm_checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = recompute(block, x, self.checkpoint) if self.grad_checkpointing else block(x)
-        return x
+        out: Tensor = self.blocks(x)
+        return out
 
 
 class RobustResNet(nn.Module):
@@ -176,11 +173,8 @@ class RobustResNet(nn.Module):
         self.head_hidden_size = self.head.num_features
 
     def set_grad_checkpointing(self, enable: bool = True, checkpoint: Checkpoint = timm_checkpoint) -> None:
-        """Recompute each block in the backward pass. On XLA `checkpoint` is torch_xla's own, to be off in attacks."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage), "features_only makes another model"
-            stage.grad_checkpointing = enable
-            stage.checkpoint = checkpoint
+        """timm's name for models.recompute.recompute_blocks."""
+        recompute_blocks(self, checkpoint if enable else None)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's patterns of layers, for a learning rate that falls with depth: by block, or by stage if coarse."""

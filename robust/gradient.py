@@ -40,11 +40,12 @@ def gradient_and_logits(
         leaf = image.detach().requires_grad_(True)
         logits = predict(leaf)
         value = loss(logits)
-    if value.requires_grad:
-        # Not autograd.grad: its result stays captured in autograd's worker thread for a moment longer, and on
-        # XLA a graph cut in that moment finds one more live tensor, makes it an output and compiles again.
-        # Accumulated into our own leaf, nobody else holds it; `inputs` keeps all other leaves out.
-        torch.autograd.backward(value, inputs=[leaf])
+        if value.requires_grad:
+            # Not autograd.grad: its result stays captured in autograd's worker thread for a moment longer, and on
+            # XLA a graph cut in that moment finds one more live tensor, makes it an output and compiles again.
+            # Accumulated into our own leaf, nobody else holds it; `inputs` keeps all other leaves out. BatchNorm is
+            # still replaced, for models that run parts of their forward again in here (gradient checkpointing).
+            torch.autograd.backward(value, inputs=[leaf])
     if leaf.grad is None:
         raise ValueError(
             "the loss has no gradient with respect to the image; a white-box attack needs a differentiable "

@@ -212,7 +212,7 @@ def pgd(
     """Attack `image` (N,3,H,W) float in [0,1] with `label` int64 [N] and say which images stay correct.
 
     `eps` and `step_size` are lengths in the norm of `threat` (Linf() or L2()), in pixel units. `restarts` and
-    `best_iterate` are those of `PGD`. `noise` is required when `random_start` is set (bits.noise, or any
+    `best_iterate` are those of `PGD`. `noise` is required when `random_start` is set (robust.noise, or any
     function of that contract). `seed` is one int64 per image, or an int from which they are made by position.
     `predict` is used in the mode it comes in: call `model.eval()` before. `zero_gradient` marks images whose
     gradient is exactly zero at the clean image: their robustness is not shown by this attack (saturated

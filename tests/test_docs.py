@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "TRAIN.md", "TEST.md", "CONTRIBUTING.md", "docs/recipes.md")
 FLAGS = {
     "launch_gpu.py": {"--cpu": False, "--num-processes": 1},
-    "launch_xla.py": {"--num-devices": 1},
+    "launch_xla.py": {"--num-devices": 1, "--compile-cache": ""},
 }
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 PROGRAMS = {"python", "tensorboard", "torchrun", "accelerate", "make", ".venv/bin/python"}

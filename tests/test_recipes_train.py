@@ -124,6 +124,8 @@ MINIATURES: dict[str, dict[str, object]] = {
     "bai2021/res50_ori": LAYERS,
     "bai2021/res18_align": LAYERS,
     "bai2021/deit_small_300": VIT,
+    "bai2021/deit_mini": VIT,
+    "bai2021/deit_small_distill": VIT,
     "bai2021/hybrid_deit": VIT,
     "bai2021/res50_distill": LAYERS,
     "bai2021/adv_res50_gelu": LAYERS,
@@ -134,7 +136,20 @@ MINIATURES: dict[str, dict[str, object]] = {
     "xu2022/poolformer_s36": {},  # timm fixes its depths: the model of 12 blocks instead
     "xu2022/res50_gelu": LAYERS,
 }
-ON_XLA = ("bai2021/adv_res50_gelu", "bai2021/adv_deit_small", "wang2023/robust_resnet_up_inverted_dw_small")
+# A recipe of every family of models with every objective that the papers train it on.
+ON_XLA = (
+    "bai2021/res18_align",
+    "bai2021/res50_distill",
+    "bai2021/adv_res50_gelu",
+    "bai2021/deit_mini",
+    "bai2021/deit_small_distill",
+    "bai2021/adv_deit_small",
+    "bai2021/hybrid_deit",
+    "wang2023/robust_resnet_up_inverted_dw_small",
+    "xu2022/convnext_tiny",
+    "xu2022/swin_tiny",
+    "xu2022/poolformer_s36",
+)
 
 
 def words_of(name: str, digits: Path, teacher: Path | None = None) -> list[str]:
@@ -201,13 +216,18 @@ def test_three_updates_in_miniature_and_resumed(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ON_XLA)
 def test_three_updates_in_miniature_and_resumed_on_xla(
-    name: str, digits: Path, tmp_path: Path, process_environment: Callable[..., dict[str, str]]
+    name: str,
+    digits: Path,
+    tmp_path: Path,
+    process_environment: Callable[..., dict[str, str]],
+    request: pytest.FixtureRequest,
 ) -> None:
+    taught = request.getfixturevalue("teacher") if "distill" in name else None
     # Unoptimised code is XLA all the same and compiles in a third of the time.
     environment = process_environment(XLA_FLAGS="--xla_backend_optimization_level=0")
 
     def train(run: str, steps: int) -> None:
-        words = [*words_of(name, digits), f"run.max_steps={steps}", "--output", str(tmp_path / run)]
+        words = [*words_of(name, digits, taught), f"run.max_steps={steps}", "--output", str(tmp_path / run)]
         command = [sys.executable, str(ROOT / "launch_xla.py"), *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

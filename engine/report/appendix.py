@@ -65,6 +65,8 @@ def _facts(run: RunFacts) -> Facts:
         "backend": str(e.get("backend", NOTHING)),
         "device": ", ".join(str(e[n]) for n in ("device", "machine") if e.get(n)) or NOTHING,
         "size": ", ".join(filter(None, size)) or NOTHING,
+        "BatchNorm statistics over": progress.norm_stats or NOTHING,
+        "work of the compiler": progress.compiled or NOTHING,
         "versions": ", ".join(_versions(e)) or NOTHING,
     }
 

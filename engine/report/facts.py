@@ -1,7 +1,7 @@
 """What the report knows about runs: plain frozen values, made by results.py, progress.py and gather.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -116,6 +116,8 @@ class Progress:
     busy_s: float | None  # in training and evaluations of `train`, pauses between starts left out
     points: tuple[TrainPoint, ...]
     recipes: tuple[str, ...]  # hashes the starts named
+    norm_stats: str | None = None  # which images were normalised together, as the last start said
+    compiled: str | None = None  # graphs, reads and fallbacks since the last start, where XLA ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ class RunFacts:
     evaluations: tuple[Evaluation, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    receipt: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # its parts planned and used
 
     @property
     def final(self) -> tuple[Evaluation, ...]:

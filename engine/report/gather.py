@@ -10,6 +10,7 @@ from engine.override import load_tree
 from engine.recipe import Recipe, parse_recipe
 from engine.report.facts import RunFacts
 from engine.report.progress import read_progress
+from engine.report.receipt import read_receipt
 from engine.report.results import read_results
 from engine.report.weights import weights_warnings
 
@@ -64,11 +65,12 @@ def read_run(path: Path, name: str) -> RunFacts:
     environment, more = _read_environment(folder)
     progress, unread = read_progress(folder, recipe)
     results = read_results(folder)
+    receipt, unread_receipt = read_receipt(path)
     classes, checkpoint_recipe = _read_checkpoint(folder)
     if progress.state == "unfinished":
         warnings.append(f"unfinished: {progress.detail}")
     trained = progress.recipes or ((checkpoint_recipe,) if checkpoint_recipe else ())
-    warnings += [*more, *unread, *results.warnings, *_foreign(text, trained, folder)]
+    warnings += [*more, *unread, *unread_receipt, *results.warnings, *_foreign(text, trained, folder)]
     warnings += weights_warnings(folder, results.evaluations, trained)
     return RunFacts(
         name=name,
@@ -80,6 +82,7 @@ def read_run(path: Path, name: str) -> RunFacts:
         evaluations=results.evaluations,
         classes=classes,
         warnings=tuple(warnings),
+        receipt=receipt,
     )
 
 

@@ -14,6 +14,7 @@ from engine.report.legend import legend, sign
 from engine.report.markup import Markup, tag
 from engine.report.pictures import gallery_section
 from engine.report.published import published_section
+from engine.report.receipt import cost_section
 from engine.report.summary import Cell, Column, Row, Summary
 from engine.report.words import NOTHING, counts_text, drop_text, interval_text, listed, percent
 
@@ -62,6 +63,7 @@ def to_html(
         published_section(summary),
         _figure_section("Comparison", comparison, "No evaluation can be drawn yet."),
         _figure_section("Training", training, "No training log, so no curves."),
+        cost_section(runs),
         gallery_section(pictures, summary),
         environment_section(runs),
         recipe_section(runs),

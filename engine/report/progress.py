@@ -31,6 +31,8 @@ def read_progress(folder: RunFolder, recipe: Mapping[str, object]) -> tuple[Prog
         started=_number(starts[0], "time") if starts else None,
         busy_s=_busy(entries),
         points=points,
+        norm_stats=next((str(e["norm_stats"]) for e in reversed(starts) if "norm_stats" in e), None),
+        compiled=_compiled(entries),
         recipes=tuple(dict.fromkeys(str(e["recipe"]) for e in starts if "recipe" in e)),
     )
     return progress, warnings
@@ -41,6 +43,19 @@ def _number(entry: Entry, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _compiled(entries: Sequence[Entry]) -> str | None:
+    """What XLA did since the last start, as it counted; None where nothing compiles."""
+    begin = max((place for place, e in enumerate(entries) if e.get("event") == "start"), default=0)
+    counted = [e for e in entries[begin:] if e.get("event") == "train" and _number(e, "compiles")]
+    if not counted:
+        return None
+    graphs, reads, fallbacks = (
+        int(_number(counted[-1], name) or 0) for name in ("compiles", "host_reads", "fallbacks")
+    )
+    step = next(e.get("step") for e in counted if _number(e, "compiles") == graphs)
+    return f"{graphs} graphs compiled, the last by step {step}; {reads} reads by the host, {fallbacks} fallbacks to it"
 
 
 def _curve(entries: Sequence[Entry]) -> tuple[TrainPoint, ...]:

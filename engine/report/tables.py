@@ -8,6 +8,8 @@ from engine.report.facts import Plain
 from engine.report.findings import findings
 from engine.report.published import HEAD, comparisons
 from engine.report.published import NOTE as PUBLISHED_NOTE
+from engine.report.receipt import NOTE as COST_NOTE
+from engine.report.receipt import cost_lines
 from engine.report.summary import Cell, Row, Summary
 from engine.report.words import counts_text, drop_text, share_text
 
@@ -82,7 +84,15 @@ def to_markdown(summary: Summary, *, title: str, warnings: Sequence[str]) -> str
     if published := comparisons(summary):
         rows = [_line(["---"] * len(HEAD), is_escaped=True), *map(_line, published)]
         lines += ["", "**Published numbers**", "", _line(HEAD), *rows, "", _escaped(PUBLISHED_NOTE)]
+    if cost := cost_lines([row.run for row in _first_of_run(summary)]):
+        rows = [_line(["---"] * len(cost[0]), is_escaped=True), *map(_line, cost[1:])]
+        lines += ["", "**Cost**", "", _line(cost[0]), *rows, "", _escaped(COST_NOTE)]
     return "\n".join(lines) + "\n"
+
+
+def _first_of_run(summary: Summary) -> list[Row]:
+    """One row of each run: averaged weights have another."""
+    return list({row.run.name: row for row in reversed(summary.rows)}.values())[::-1]
 
 
 NOTE = (

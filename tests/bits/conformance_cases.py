@@ -19,12 +19,12 @@ from bits.checkpoint import latest_checkpoint, save_checkpoint
 from bits.ema import Ema
 from bits.environment import Environment, open_environment
 from bits.meters import Meters
-from bits.noise import noise
 from bits.state import TrainState
 from engine.clipping import clip_adaptively, clip_by_norm
 from engine.guard import Guard
 from engine.optim import SGD, AdamW
 from models.norm import set_norm_stats
+from robust.noise import noise
 
 GLOBAL_BATCH = 8
 
@@ -464,6 +464,21 @@ def case_no_host_read_and_no_compile_in_steps(env: Environment, folder: Path) ->
         assert after[name] == before[name], f"{name}: {before[name]} -> {after[name]}"
 
 
+def case_watched_steps_that_are_alike_are_not_spoken_of(env: Environment, folder: Path) -> None:
+    said: list[str] = []
+    watch = env.watch(calls=2, warn=said.append)
+    ends = []
+    for number in range(8):
+        batch = env.feed({"x": torch.full((GLOBAL_BATCH, 2), float(number))})
+        with watch.step(batch, at=f"step {number}"):
+            ends.append((batch["x"].exp() if number % 2 else batch["x"] * 2.0).sum())
+            env.cut()
+    assert said == []
+    # What was made inside is there outside, and other shapes may follow: the guard is of its loop alone.
+    assert host(env, ends[2]).item() == 2 * 2.0 * (2 * GLOBAL_BATCH)
+    assert host(env, env.feed({"x": torch.ones(2 * GLOBAL_BATCH)})["x"].sum()).item() == 2 * GLOBAL_BATCH
+
+
 def case_peak_memory(env: Environment, folder: Path) -> None:
     before, of = env.peak_memory()
     held = env.feed({"x": torch.ones(64 << 20, dtype=torch.uint8)}, split=False)["x"]
@@ -482,6 +497,33 @@ def case_dropout_follows_the_seed(env: Environment, folder: Path) -> None:
     every = host(env, env.gather(masks[0].to(env.device)))
     rows = {tuple(row.tolist()) for row in every}
     assert len(rows) == every.shape[0], "samples of different ranks share a dropout mask"
+
+
+def case_recompute_changes_no_number(env: Environment, folder: Path) -> None:
+    """Dropout included, and what is drawn afterwards; a backward pass for the input alone touches no weight."""
+    found: list[list[Tensor]] = []
+    for is_recomputed in (False, True):
+        torch.manual_seed(0)
+        module = env.place(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Tanh()))
+        runs: list[int] = []
+        module[0].register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        image = fed(env, torch.ones(GLOBAL_BATCH, 64)).requires_grad_()
+        env.seed(3)
+        numbers = []
+        for inputs in ([image], None):
+            with env.autocast():
+                out = env.recompute(module, image) if is_recomputed else module(image)
+            later = nn.functional.dropout(image.detach(), 0.5)
+            torch.autograd.backward(out.float().square().sum(), inputs=inputs)
+            grads = [p.grad for p in module.parameters()]
+            assert (inputs is None) == all(grad is not None for grad in grads), (
+                "weights have a gradient or not"
+            )
+            numbers += [host(env, t) for t in (out, later, image.grad, *grads) if t is not None]
+        assert len(runs) == 2 * (1 + is_recomputed), runs
+        found.append(numbers)
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs), (ours - theirs).abs().max()
 
 
 def case_another_world_size_is_an_error(env: Environment, folder: Path) -> None:

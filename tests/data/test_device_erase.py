@@ -7,12 +7,12 @@ import pytest
 import torch
 from timm.data.random_erasing import RandomErasing
 
-from bits.noise import noise
 from data.augment import NO_AUGMENT, DeviceAugment
 from data.batch import LAM, NUM_DRAWS
 from data.erase import DeviceErase, Erase, Mode
 from data.mix import mix
 from data.order import sample_seed
+from robust.noise import noise
 
 SIZE = 32
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

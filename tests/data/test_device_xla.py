@@ -21,7 +21,7 @@ import torch_xla
 import torch_xla.debug.metrics as met
 import torch_xla.distributed.spmd as spmd
 import torch_xla.runtime as runtime
-from bits.noise import noise
+from robust.noise import noise
 from data.augment import device_augment, with_augment
 from data.batch import NUM_DRAWS
 from data.erase import Erase

@@ -4,9 +4,11 @@
 
 MODE `record`: trains freely and writes to TRACE the state before each step and what came out of it.
 MODE `follow`: at each step starts from the recorded state and compares.
+MODE `keep`: as `follow`, and writes the weights after each step to the folder OUT without its suffix.
 MODE `free`: trains freely from the recorded start and writes the distance of its weights to the recorded ones.
 MODE `permute`: as `free`, with each process's batch in another order; the distance is to this program's `free` run.
-OUT gets JSON: for each mode a list with an entry per step.
+OUT gets JSON: for each mode a list with an entry per step. run.precision is the recipe's, so that
+run.precision=bf16 can follow a float32 trace.
 """
 
 import hashlib
@@ -29,13 +31,12 @@ from engine.free import make_step
 from engine.loading import build_train_loader
 from engine.log import RunLog
 from engine.loop import Loop
-from engine.recipe import load_recipe
+from engine.recipe import Recipe, load_recipe
 from engine.step import TrainStep, step_settings
 from engine.stop import StopRequest
 
 
-def make_loop(env: Environment, recipe_path: str, overrides: list[str]) -> Loop:
-    recipe = load_recipe(recipe_path, overrides)
+def make_loop(env: Environment, recipe: Recipe) -> Loop:
     index = load_index(recipe.data.train)
     layout = batch_layout(recipe.run.batch_size, env)
     state = build_state(recipe, env, num_classes=len(index.classes), layout=layout)
@@ -57,6 +58,12 @@ def flat_weights(loop: Loop) -> torch.Tensor:
     return torch.cat([p.detach().cpu().double().reshape(-1) for p in loop.state.model.parameters()])
 
 
+def group_of(recipe: Recipe) -> int:
+    """K of norm_stats ghost:K; else 8, where any order of pairs has the same statistics or none."""
+    kind, _, size = recipe.model.norm_stats.partition(":")
+    return int(size) if kind == "ghost" else 8
+
+
 def permuted(batch: Batch, group: int) -> Batch:
     """Ghost groups, pairs within a group and the two of a pair in another order: the same statistics, partners and
     draws, other orders of summation."""
@@ -74,8 +81,9 @@ def digest(env: Environment, batch: Batch) -> str:
     return hashlib.sha256(b"".join(p.contiguous().numpy().tobytes() for p in parts)).hexdigest()
 
 
-def run(loop: Loop, step: TrainStep, mode: str, trace: Path) -> list[dict[str, float | str]]:
+def run(loop: Loop, step: TrainStep, mode: str, trace: Path, kept: Path) -> list[dict[str, float | str]]:
     env, entries = loop.env, []
+    starts_anew = mode in ("follow", "keep")
     loader = build_train_loader(loop.recipe, env, loop.index, layout=loop.layout, start=Cursor(0, 0))
     loop.state.model.train()
     for number, (cursor, batch) in enumerate(loader):
@@ -83,14 +91,14 @@ def run(loop: Loop, step: TrainStep, mode: str, trace: Path) -> list[dict[str, f
             break
         if mode == "record":
             torch.save(loop.state.state_dict(), trace / f"step-{number}.pt")
-        if mode == "follow" or (number == 0 and mode != "record"):
+        if starts_anew or (number == 0 and mode != "record"):
             loop.state.load_state_dict(torch.load(trace / f"step-{number}.pt", weights_only=True))
             env.cut()
         before = flat_weights(loop)
         env.seed(loop._dropout_seed(cursor))
         entry: dict[str, float | str] = {"keys": digest(env, batch)}
         if mode == "permute":
-            batch = permuted(batch, group=8)
+            batch = permuted(batch, group=group_of(loop.recipe))
         step(Batch(**env.feed(batch._asdict())), loop._knobs())
         loop.state.step += 1
         loop.state.epoch, loop.state.consumed = cursor.epoch, cursor.consumed
@@ -105,14 +113,21 @@ def run(loop: Loop, step: TrainStep, mode: str, trace: Path) -> list[dict[str, f
             wanted = torch.load(trace / f"after-{number}.pt", weights_only=True)
             entry["distance"] = float((after - wanted).norm() / wanted.norm())
             entry["update_error"] = float((after - wanted).norm() / (wanted - before).norm())
+            entry["update"] = float((wanted - before).norm())
+        if mode == "keep":
+            kept.mkdir(exist_ok=True)
+            torch.save(after, kept / f"after-{number}.pt")
         entries.append(entry)
     return entries
 
 
 def main() -> None:
     modes, backend, world, devices, recipe_path, trace, out, *overrides = sys.argv[1:]
-    env = open_environment(backend, world_size=int(world), num_devices=int(devices))
-    loop = make_loop(env, recipe_path, overrides)
+    recipe = load_recipe(recipe_path, overrides)
+    env = open_environment(
+        backend, precision=recipe.run.precision, world_size=int(world), num_devices=int(devices)
+    )
+    loop = make_loop(env, recipe)
     step = make_step(
         env=env,
         state=loop.state,
@@ -122,7 +137,7 @@ def main() -> None:
     )
     results, free = {}, flat_weights(loop)
     for mode in modes.split(","):
-        results[mode] = run(loop, step, mode, Path(trace))
+        results[mode] = run(loop, step, mode, Path(trace), Path(out).with_suffix(""))
         if mode in ("record", "free"):
             free = flat_weights(loop)
         if mode == "permute":

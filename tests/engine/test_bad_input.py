@@ -358,6 +358,7 @@ def test_shards_verify(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
         ("optim.accumulate=7", r"accumulate 7\) makes no update .* in 2 epochs; lower it"),
         ("model.norm_stats=ghost:3", r"ghost:3.*8"),
         ("run.precision=fp16", "fp16 needs CUDA; on the cpu use bf16 or float32"),
+        ("run.reduce_dtype=fp16", r"run\.reduce_dtype is 'fp16', but must be .*float32.*bf16"),
         ("data.image_size=31 model.name=small_vit", "image size 31 is no multiple of .*; try 28 or 32"),
         ("stray", "override 'stray' is not key=value; write it as"),
     ],

@@ -24,6 +24,7 @@ from engine.fields import ObjectiveSection
 from engine.folder import RunFolder
 from engine.log import read_log
 from engine.objective import Inputs, Losses
+from engine.receipt import planned
 from engine.recipe import load_recipe
 from engine.recipe_check import check_recipe
 from engine.step import TrainStep
@@ -501,6 +502,68 @@ def test_a_teacher_with_other_classes(
     assert not _class_problem(named, subject.classes)
     problem = _class_problem(named, [*names[:2], "digit 3", "digit 2", *names[4:]])
     assert problem == "has class 'digit 2' as number 2, data.train 'digit 3'"
+
+
+# ---- the plan of a run with a teacher
+
+
+def dry_run(recipe: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
+    flags = ["--dry-run", "--output", str(tmp_path / "run"), "--json", str(tmp_path / "plan.json")]
+    assert main(["train", str(recipe), *words, *flags], CPU, program="p") == 0
+    plan: dict[str, Any] = json.loads((tmp_path / "plan.json").read_text())["plan"]
+    return plan
+
+
+def test_a_plan_counts_the_teacher(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = dry_run(world / "student.yaml", tmp_path)
+    assert (plan["forward"], plan["teacher"]) == (1, 1)
+    assert plan["teacher_cost"] == pytest.approx((24 / 16) ** 2, rel=0.02), (
+        "convolutions at 24 px for ones at 16"
+    )
+    assert plan["step_images_per_s"] > 0
+    assert not [note for note in plan["notes"] if "teacher" in note], "it was there in the updates measured"
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().err.splitlines() if "  " in line)
+    assert lines["passes of the teacher"].strip().startswith("1 forward, each as 2.2")
+    recipe = load_recipe(world / "student.yaml")
+    found = planned(recipe, updates=10, eval_images=None)
+    assert (found["passes_per_image"]["teacher"], found["teacher_forwards"]) == (1, 120)
+
+
+@pytest.mark.parametrize(("words", "says"), [case for case in REFUSED if "timm:" not in case[0][0]][-6:])
+def test_a_dry_run_refuses_what_a_run_would(
+    words: list[str], says: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("RUN", str(tmp_path / "run")) for word in words]
+    for more in ([], ["--no-measure"]):
+        flags = ["--dry-run", *more, "--output", str(tmp_path / "run")]
+        assert main(["train", str(world / "student.yaml"), *words, *flags], CPU, program="p") == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_teacher_whose_weights_do_not_fit_is_refused_before_anything_runs(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = create_model("small_cnn", num_classes=3, image_size=24, mean=[0.5] * 3, std=[0.5] * 3)
+    torch.save(state.state_dict(), tmp_path / "three.pth")
+    words = [f"objective.distill.teacher={tmp_path}/three.pth", "objective.distill.teacher_model=small_cnn"]
+    flags = ["--dry-run", "--no-measure", "--output", str(tmp_path / "run")]
+    assert main(["train", str(world / "student.yaml"), *words, *flags], CPU, program="p") == 2
+    assert "has 3 classes and data.train 10" in capsys.readouterr().err
+
+
+def test_a_name_of_timms_is_only_said(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} was fetched")
+
+    for module in ("engine.start", "engine.foreign"):
+        monkeypatch.setattr(f"{module}.fetch", refuse)
+    words = ["objective.distill.teacher=timm:resnet18", "model.init.path=timm:resnet18"]
+    plan = dry_run(world / "student.yaml", tmp_path, *words, "--no-measure")
+    assert [note.split(" was not looked at")[0] for note in plan["notes"]] == [
+        "model.init.path timm:resnet18",
+        "objective.distill.teacher timm:resnet18",
+    ]
+    assert (plan["teacher"], plan["teacher_cost"]) == (1, None)
 
 
 def test_the_teacher_in_words() -> None:

@@ -429,6 +429,18 @@ def test_a_recipe_that_can_run(doctor: Doctor, recipe: Path, few_digits: Path) -
     assert report.text("recipe", "batch") == "8 images, 8 on each device, in float32"
 
 
+def test_groups_of_a_device_are_a_note(doctor: Doctor, recipe: Path) -> None:
+    report = doctor(recipe, "model.norm_stats=groups:2x4", "optim.accumulate=2", "--no-self-test")
+    assert report.states("recipe")["model.norm_stats"] == "advice"
+    said = report.text("recipe", "model.norm_stats")
+    assert said.startswith(
+        "groups:2x4 on 1 devices: 2 groups of 4 images in a batch; on another number of devices"
+    )
+    assert said.endswith("4 copies of them, but optim.accumulate is 2")
+    plain = doctor(recipe, "--no-self-test")
+    assert "model.norm_stats" not in plain.states("recipe")
+
+
 @pytest.mark.parametrize(
     ("override", "name", "says"),
     [

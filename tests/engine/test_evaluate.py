@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bits.environment import Environment, open_environment
 from bits.later import LaterQueue
-from bits.noise import noise
 from data.batch import Batch
 from data.index import load_index
 from data.loader import eval_loader
@@ -31,6 +30,7 @@ from engine.ledger import LedgerWriter, Verdict, read_ledger
 from engine.stop import Stopped
 from engine.training_attack import ATTACK_STREAM
 from engine.verdict import weights_hash
+from robust.noise import noise
 from robust.pgd import pgd
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]

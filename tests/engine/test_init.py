@@ -14,13 +14,13 @@ import engine.start
 from bits.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, read_meta
 from bits.environment import Environment, open_environment
 from bits.state import TrainState
+from engine.agreement import is_same_hash
 from engine.build import batch_layout, build_state
 from engine.cli import Launch, main
 from engine.exported import load_exported, portable_recipe
 from engine.log import read_log
 from engine.recipe import load_recipe
 from engine.start import open_start
-from engine.verb_train import _is_same
 from engine.verdict import weights_hash
 from models.defaults import Defaults
 from models.hub import Fetched
@@ -105,7 +105,8 @@ def test_step_0_has_exactly_the_weights_of_the_file(
     assert_equal(state.model.state_dict(), wanted)
     assert state.ema is not None
     assert_equal(state.ema.module.state_dict(), wanted)
-    assert not state.optimizer.state_dict()["state"]
+    slots = [tensor for entry in state.optimizer.state_dict()["state"].values() for tensor in entry.values()]
+    assert not any(tensor.any() for tensor in slots), "nothing was carried over"
     assert state.step == 0
 
 
@@ -157,7 +158,7 @@ def test_another_hash_on_another_process_is_noticed(other: int) -> None:
     mine, theirs = "0" * 13 + "1" + "0" * 50, f"{other:064x}" if other else "0" * 13 + "1" + "0" * 50
     values = [int(digest[:14], 16) for digest in (mine, theirs)]
     env: Any = SimpleNamespace(agree=lambda value: max(values) if value >= 0 else max(-v for v in values))
-    assert _is_same(env, mine) == (mine == theirs)
+    assert is_same_hash(env, mine) == (mine == theirs)
 
 
 # ---- another head, another size, another form
@@ -300,3 +301,44 @@ def test_weights_that_are_not_finite(world: Path, tmp_path: Path, capsys: pytest
     torch.save(state, tmp_path / "nan.pth")
     assert train(world / "init.yaml", tmp_path / "run", f"model.init.path={tmp_path}/nan.pth") == 2
     assert "holds 1 values that are not finite" in capsys.readouterr().err
+
+
+# ---- a dry run
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model.init.path=nowhere"], "model.init.path nowhere does not exist"),
+        (["model.init.weights=ema"], "model.init"),
+        (["model.mean=[0.1, 0.2, 0.3]"], "was trained with mean"),
+        (["model.name=small_vit"], "model.init.path"),
+    ],
+)
+def test_a_dry_run_tries_the_weights_on(
+    words: list[str], says: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "train",
+        str(world / "init.yaml"),
+        "--dry-run",
+        "--no-measure",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert main(command, CPU, program="p") == 0
+    capsys.readouterr()
+    assert main([*command, *words], CPU, program="p") == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    command[-1] = str(world / "before")  # a run that goes on reads none
+    assert main([*command, "model.init.path=nowhere"], CPU, program="p") == 0
+
+
+def test_without_classes_a_dry_run_reads_the_weights_and_says_so(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data.train=nowhere", "--dry-run", "--no-measure", "--output", str(tmp_path / "run")]
+    assert main(["train", str(world / "init.yaml"), *words], CPU, program="p") == 0
+    assert "model.init.path was read; whether it fits is unknown" in capsys.readouterr().err

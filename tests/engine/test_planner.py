@@ -12,14 +12,15 @@ import yaml
 
 from bits.environment import open_environment
 from bits.state import TrainState
-from engine import planner
+from engine import trial
 from engine.build import batch_layout, build_state
 from engine.cli import Launch, main
 from engine.plan_table import rows
-from engine.planner import count, eval_forwards, measured
+from engine.planner import count, eval_forwards
 from engine.receipt import used
 from engine.recipe import Recipe, load_recipe, parse_recipe
 from engine.sources import Access
+from engine.trial import measured
 
 RECIPE: dict[str, Any] = {
     "data": {"image_size": 16, "num_workers": 0},
@@ -54,7 +55,7 @@ def test_what_is_counted(path: Path) -> None:
     assert plan.num_images == 70
     assert plan.updates == 70 // 8 * 5 // 2
     assert plan.images == 20 * 16
-    assert (plan.forward, plan.input_only, plan.full) == (4, 3, 1)
+    assert (plan.forward, plan.input_only, plan.full, plan.teacher) == (4, 3, 1, 0)
     # clean: 70 images, raw and ema, after epochs 2 and 4 and at the end; PGD: 30 images, 1 + 2 * (40 + 1) forwards
     assert plan.eval_forwards == 70 * 2 * 3 + 30 * 83
     assert plan.step_images_per_s is None
@@ -97,11 +98,11 @@ def test_measured_numbers_fit_together(path: Path) -> None:
 )
 def test_a_small_batch_fits_norms_and_mixing(norm_stats: str, batch: int, wanted: int, path: Path) -> None:
     recipe = load_recipe(path, [f"model.norm_stats={norm_stats}", f"run.batch_size={batch}"])
-    assert planner._small_batch(recipe, open_environment("cpu"), batch) == wanted
+    assert trial._small_batch(recipe, open_environment("cpu"), batch) == wanted
 
 
 def test_a_large_batch_is_measured_by_a_small_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "BOUND_S", 0.0)
+    monkeypatch.setattr(trial, "BOUND_S", 0.0)
     recipe = load_recipe(path, ["run.batch_size=64"])
     plan, _ = count(recipe, Access(builds=False))
     found = measured(replace(plan), recipe, open_environment("cpu"), None)

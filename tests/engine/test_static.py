@@ -80,8 +80,9 @@ def reads_wanted(entries: list[dict[str, Any]]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def _quick_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The same graphs, compiled without care.
+    # The same graphs, compiled without care; a step that is not like those before it is an error.
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("STRICT_STEPS", "1")
 
 
 @pytest.mark.parametrize("devices", [1, 2])

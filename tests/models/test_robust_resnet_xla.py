@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import torch_xla
 import torch_xla.debug.metrics as met
-from torch_xla.utils.checkpoint import checkpoint
+from bits.xla_recompute import recompute
 from models.registry import create_model
 from robust.gradient import gradient_and_logits
 
@@ -45,7 +45,6 @@ def update(model, where, *, bf16=False):
     F.cross_entropy(logits.float(), y).backward()
     gradients = [p.grad for p in model.parameters()]
     torch_xla.sync()
-    model.backbone.set_grad_checkpointing(False)  # torch_xla's refuses to differentiate the image alone
     attack, judged = gradient_and_logits(model.eval(), x[:1], lambda logits: logits.logsumexp(1).sum())
     found = [logits.detach(), judged, attack, *gradients, *model.buffers()]
     return [tensor.float().cpu() for tensor in found]
@@ -65,10 +64,10 @@ compare(kind, update(build(kind), device, bf16=True), expected, 0.3)
 if kind == "dw":  # all positions, the other padding, each block computed twice; then drop path as well
     settings = dict(norms=["norm1", "norm2", "norm3"], acts=["act1", "act2", "act3"], padding_mode="replicate")
     saving = build(kind, **settings)
-    saving.backbone.set_grad_checkpointing(checkpoint=checkpoint)
+    saving.backbone.set_grad_checkpointing(checkpoint=recompute)
     compare(kind, update(saving, device), update(build(kind, **settings), "cpu"), 1e-4)
     dropping = build(kind, drop_path=0.5)
-    dropping.backbone.set_grad_checkpointing(checkpoint=checkpoint)
+    dropping.backbone.set_grad_checkpointing(checkpoint=recompute)
     assert all(torch.isfinite(tensor).all() for tensor in update(dropping, device))
 
 fallbacks = [name for name in met.counter_names() if name.startswith("aten::")]

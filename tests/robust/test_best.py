@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bits.noise import noise
 from robust.best import stronger, unjudged
+from robust.noise import noise
 from robust.pgd import PGD, State, another_seed, cross_entropy
 from robust.threat import THREATS, Linf
 

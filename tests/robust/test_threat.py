@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bits.noise import noise
+from robust.noise import noise
 from robust.threat import L2, THREATS, Linf, ThreatModel, normal, per_image
 
 LINF = Linf()

@@ -79,7 +79,7 @@ L2_SCRIPT = """
 import torch
 import torch_xla
 import torch_xla.debug.metrics as met
-from bits.noise import noise
+from robust.noise import noise
 from models.registry import create_model
 from robust.pgd import PGD, another_seed
 from robust.threat import L2

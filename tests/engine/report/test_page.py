@@ -292,3 +292,44 @@ def test_published_numbers_stand_beside_the_runs(tmp_path: Path, make_run: MakeR
 
 def test_no_published_numbers_no_section(standard: dict[str, Any]) -> None:
     assert "Published numbers" not in (standard["run"] / "report.html").read_text()
+
+
+RECEIPT = {
+    "planned": {
+        "updates": 88,
+        "images": 5632,
+        "passes_per_image": {"forward": 2, "input_only": 1, "full": 1, "teacher": 1},
+        "train_hours": 0.5,
+    },
+    "used": {
+        **{"updates": 100, "images": 6400, "images_per_s": 812.345, "images_per_s_at_first": 1000.0},
+        **{"train_hours": 0.75, "eval_hours": 0.01, "starts": 2, "rollbacks": 1, "alarms": 1},
+        **{"updates_left_out": 3, "memory_bytes": 3 << 29, "memory_of": "host memory"},
+    },
+}
+
+
+def test_cost_planned_and_used(tmp_path: Path, make_run: MakeRun, report: Report) -> None:
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    (runs[0] / "receipt.json").write_text(json.dumps(RECEIPT))
+    (runs[1] / "receipt.json").write_text("{}")
+    result = report(*runs)
+    assert [w for w in result["warnings"] if "receipt.json is no receipt" in w] == [
+        "b: receipt.json is no receipt: it has no objects `planned` and `used`"
+    ]
+    page = Page(Path(result["output"]["html"]))
+    (table,) = [rows for _, rows in page.tables if rows[0][1:] == ["a: planned", "a: used"]]
+    lines = {name: (planned, used) for name, planned, used in table[1:]}
+    assert lines["updates"] == ("88", "100")
+    assert lines["passes per image"][0] == (
+        "2 forward, 1 backward to the image, 1 full backward, 1 of the teacher"
+    )
+    assert lines["images/s"] == ("1,000.0", "812.3")
+    assert lines["time in training"] == ("30.0 min", "45.0 min")
+    assert lines["peak memory"][1] == "1.50 GiB (host memory)"
+    assert (lines["starts"][1], lines["updates left out"][1]) == ("2", "3")
+    assert "| updates | 88 | 100 |" in Path(result["output"]["md"]).read_text()
+
+
+def test_no_receipt_no_cost(standard: dict[str, Any]) -> None:
+    assert "planned and used" not in (standard["run"] / "report.html").read_text()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bits.noise import noise
+from robust.noise import noise
 
 # In units of 2**-24. Changing one of these changes every attack ever made.
 GOLDEN = {

@@ -1,0 +1,172 @@
+"""Gradients of convolutions and linear layers on XLA, in the precision that was asked for.
+
+torch_xla 2.9 gives `highest` precision to forward convolutions only: on a TPU a float32 run would make their gradients
+in bf16 passes. Here those of float32 are forward convolutions themselves. And under bf16 autocast the gradient of a
+weight leaves its product rounded to bf16, so that devices sum what is rounded; where the sum is to be float32, the
+product gets the same bf16 numbers and gives float32, which the compiler then reduces over devices.
+
+Replaces the autograd kernels of aten::convolution and aten::linear for XLA tensors, in the whole process.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.library import Library
+
+aten = torch.ops.aten
+FULL = torch.float32
+_library: Library | None = None  # kernels stay as long as it does
+_reduces_in_full = True
+
+
+def install(*, reduce_float32: bool) -> None:
+    """For all XLA tensors of this process from now on; a second call changes `reduce_float32` alone."""
+    global _library, _reduces_in_full
+    _reduces_in_full = reduce_float32
+    if _library is None:
+        _library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+        _library.impl("convolution", _convolution, "AutogradXLA")  # type: ignore[no-untyped-call]
+        _library.impl("linear", _linear, "AutogradXLA")  # type: ignore[no-untyped-call]
+
+
+def _convolution(*arguments: Any) -> Tensor:
+    result: Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _linear(image: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result: Tensor = _Linear.apply(image, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Convolution(Function):
+    """aten::convolution. Other than two dimensions, and transposed ones, keep torch_xla's gradients; so do the weights
+    of grouped ones, whose samples would have to change places with groups: the compiler then gathers all activations
+    on every device."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        ctx.how, ctx.num_out = how, None if bias is None else [bias.numel()]
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = aten.convolution(image, weight, bias, *how)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, weight = ctx.saved_tensors
+        stride, padding, dilation, is_transposed, _, groups = ctx.how
+        wants_image, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_bias = _sum(gradient, over=(0, *range(2, gradient.dim()))) if wants_bias else None
+        if image.dtype == FULL and image.dim() == 4 and not is_transposed:
+            settings = (tuple(stride), tuple(padding), tuple(dilation), groups)
+            of_image = image_gradient(gradient, weight, image.shape, *settings) if wants_image else None
+            of_weight = None
+            if wants_weight and groups == 1:
+                of_weight = weight_gradient(gradient, image, weight.shape, *settings[:3])
+            elif wants_weight:
+                of_weight = _native(gradient, image, weight, ctx.how, 1)
+        else:
+            of_image = _native(gradient, image, weight, ctx.how, 0) if wants_image else None
+            given = (gradient, image, weight)
+            if _reduces_in_full:
+                given = (gradient.float(), image.float(), weight.float())
+            of_weight = _native(*given, ctx.how, 1) if wants_weight else None
+        return of_image, of_weight, of_bias, *[None] * len(ctx.how)
+
+
+def _native(gradient: Tensor, image: Tensor, weight: Tensor, how: tuple[Any, ...], place: int) -> Tensor:
+    mask = [place == 0, place == 1, False]
+    result: Tensor = aten.convolution_backward(gradient, image, weight, None, *how, mask)[place]
+    return result
+
+
+def _sum(gradient: Tensor, *, over: tuple[int, ...]) -> Tensor:
+    return gradient.sum(over, dtype=FULL if _reduces_in_full else None)
+
+
+Pair = tuple[int, ...]
+
+
+def weight_gradient(
+    gradient: Tensor, image: Tensor, shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """Of a weight of `shape` (O,I,h,w): `image` (N,I,H,W) convolved with `gradient` (N,O,H',W'), samples as
+    channels."""
+    borders: list[int] = []
+    for axis in (1, 0):  # width first, as F.pad wants them
+        size, reach = image.shape[2 + axis], dilation[axis] * (shape[2 + axis] - 1)
+        # Pixels at the far end that a stride leaves out would make a larger kernel.
+        unused = (size + 2 * padding[axis] - reach - 1) % stride[axis]
+        borders += [padding[axis], padding[axis] - unused]
+    pixels = F.pad(image, borders).transpose(0, 1)
+    return F.conv2d(pixels, gradient.transpose(0, 1), None, dilation, 0, stride).transpose(0, 1)
+
+
+def image_gradient(
+    gradient: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """Of an image of `shape` (N,groups*I,H,W): `gradient` spread by the stride and convolved with the weight turned
+    around, (groups*O,I,h,w)."""
+    num_in, kernel = weight.shape[1], weight.shape[2:]
+    turned = weight.reshape(groups, -1, num_in, *kernel).transpose(1, 2).flip(3, 4)
+    spread = _spread(gradient, stride)
+    borders: list[int] = []
+    for axis in (1, 0):  # width first, as F.pad wants them
+        reach = dilation[axis] * (kernel[axis] - 1)
+        before = reach - padding[axis]
+        borders += [before, shape[2 + axis] + reach - before - spread.shape[2 + axis]]
+    return F.conv2d(
+        F.pad(spread, borders), turned.reshape(groups * num_in, -1, *kernel), None, 1, 0, dilation, groups
+    )
+
+
+def _spread(gradient: Tensor, stride: Pair) -> Tensor:
+    """stride - 1 zeros behind each pixel, along both axes."""
+    if max(stride) == 1:
+        return gradient
+    num, channels, height, width = gradient.shape
+    apart = gradient.reshape(num, channels, height, 1, width, 1)
+    apart = F.pad(apart, (0, stride[1] - 1, 0, 0, 0, stride[0] - 1))
+    return apart.reshape(num, channels, height * stride[0], width * stride[1])
+
+
+class _Linear(Function):
+    """aten::linear: image (...,I), weight (O,I), bias (O,)."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = aten.linear(image, weight, bias)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, weight = ctx.saved_tensors
+        wants_image, wants_weight, wants_bias = ctx.needs_input_grad
+        of_image = gradient @ weight if wants_image else None
+        of_bias = _sum(gradient, over=tuple(range(gradient.dim() - 1))) if wants_bias else None
+        if not wants_weight:
+            return of_image, None, of_bias
+        rows, errors = image.reshape(-1, image.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        is_plain = image.dtype == FULL or not _reduces_in_full
+        return of_image, errors.t() @ rows if is_plain else _product(errors, rows), of_bias
+
+
+def _product(errors: Tensor, rows: Tensor) -> Tensor:
+    """float32 errors.T @ rows of bf16 numbers. As the gradient of a 1x1 convolution, because torch_xla gives that no
+    precision: one bf16 pass on a TPU, which is exact for them, where a product of float32 would take six."""
+    gradient, image = errors.float()[:, :, None, None], rows.float()[:, :, None, None]
+    weight = image.new_zeros(gradient.shape[1], image.shape[1], 1, 1)
+    how = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return _native(gradient, image, weight, how, 1)[:, :, 0, 0]

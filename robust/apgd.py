@@ -1,0 +1,181 @@
+"""Auto-PGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, arXiv:2003.01690, Alg. 1).
+
+A pure step over lanes (robust/lanes.py), every lane with its own iterate, step size, window and counters. Step 0
+looks at the start, the others are the paper's iterations, so a lane that is never broken costs iterations + 1 forward
+and input-only backward passes.
+
+As in the published code, where it differs from the paper or from what one would expect:
+- the start lies on the sphere of radius eps (before clipping to the box), not inside the ball;
+- the first window finds one increase more where the loss after the first iteration is positive: its predecessor in
+  the code's array is a zero;
+- after a halving the iterate goes back to the best point, but the momentum's previous point stays;
+- a point counts as soon as it is misclassified, whatever class a targeted loss aims at.
+Deviation: random numbers come from each question's own stream, so that an answer does not depend on the batch. What is
+kept is the first misclassified iterate (the published code: the last); the verdict is the same.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust.attack_losses import LOSSES, LossName
+from robust.gradient import Predict, gradient_and_logits
+from robust.lanes import Lanes, Passes, alive, rows
+from robust.noise import noise
+from robust.sphere import SPHERES
+
+MOMENTUM = 0.75
+FIRST_WINDOW, WINDOW_DECREASE, LEAST_WINDOW = 0.22, 0.03, 0.06  # shares of the iterations
+
+
+class Window(NamedTuple):
+    """What is counted between two looks at the step size, all [B]."""
+
+    length: Tensor  # int64: iterations
+    made: Tensor  # int64: iterations so far
+    increases: Tensor  # int64: of the loss, from one iteration to the next
+    last_loss: Tensor  # of the iteration before
+    best_at_look: Tensor  # the best loss when the step size was last looked at
+    was_halved: Tensor  # bool: then
+
+
+class State(NamedTuple):
+    """Where the lanes stand; B is the first axis of everything."""
+
+    lanes: Lanes
+    step: Tensor  # int64 [B]
+    found: Tensor  # bool [B]
+    adversarial: Tensor  # (B,3,H,W)
+    image: Tensor  # (B,3,H,W) the iterate, not yet looked at
+    previous: Tensor  # (B,3,H,W) the one before it
+    best: Tensor  # (B,3,H,W) of the highest loss so far
+    best_gradient: Tensor  # (B,3,H,W) there
+    best_loss: Tensor  # [B]
+    size: Tensor  # [B] step size, pixel units
+    window: Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apgd:
+    """`iterations` of ascent on `loss`; `norm` linf or l2. `eot` gradients are averaged at each point, for models
+    whose answers are random."""
+
+    loss: LossName = "ce"
+    norm: Literal["linf", "l2"] = "linf"
+    iterations: int = 100
+    rho: float = (
+        0.75  # the step size stays while more than this share of a window's iterations raised the loss
+    )
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"APGD of {self.iterations} iterations does nothing; use 100, or at least 1")
+        if self.eot < 1:
+            raise ValueError(f"APGD averages {self.eot} gradients; use 1, or more for a random model")
+
+    @property
+    def name(self) -> str:
+        return {"ce": "apgd-ce", "dlr": "apgd-dlr", "dlr-targeted": "apgd-t"}[self.loss]
+
+    @property
+    def steps(self) -> int:
+        return self.iterations + 1
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(forward=self.eot, backward=self.eot)
+
+    def init(self, lanes: Lanes) -> State:
+        """A random point of the sphere; no pass of the model."""
+        start = SPHERES[self.norm].start(lanes.clean, lanes.eps, lanes.seed, noise)
+        zero, none = torch.zeros_like(lanes.eps), torch.zeros_like(lanes.seed)
+        lowest = torch.full_like(zero, -torch.inf)
+        window = Window(
+            length=none + max(int(FIRST_WINDOW * self.iterations), 1),
+            made=none.clone(),
+            increases=none.clone(),
+            last_loss=zero.clone(),
+            best_at_look=lowest.clone(),
+            was_halved=none == 0,  # so that the first look does not ask for progress since an earlier one
+        )
+        return State(
+            lanes=lanes,
+            step=none.clone(),
+            found=none != 0,
+            adversarial=lanes.clean.clone(),
+            image=start,
+            previous=start.clone(),
+            best=start.clone(),
+            best_gradient=torch.zeros_like(start),
+            best_loss=lowest,
+            size=2.0 * lanes.eps,
+            window=window,
+        )
+
+    def step(self, predict: Predict, state: State) -> State:
+        """A look at the iterate, then the move to the next one."""
+        gradient, logits, loss = self._look(predict, state)
+        works = alive(state, self.steps)
+        is_wrong = works & (logits.argmax(dim=1) != state.lanes.label)
+        state = state._replace(
+            adversarial=torch.where(rows(is_wrong, state.image), state.image, state.adversarial),
+            found=state.found | is_wrong,
+        )
+        better = loss > state.best_loss
+        state = state._replace(
+            best=torch.where(rows(better, state.image), state.image, state.best),
+            best_gradient=torch.where(rows(better, gradient), gradient, state.best_gradient),
+            best_loss=torch.where(better, loss, state.best_loss),
+        )
+        state, halved = self._sized(state, loss)
+        from_image = torch.where(rows(halved, state.image), state.best, state.image)
+        gradient = torch.where(rows(halved, gradient), state.best_gradient, gradient)
+        moved = self._moved(state, from_image, gradient)
+        return state._replace(image=moved, previous=from_image, step=state.step + works.to(torch.int64))
+
+    def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        lanes, loss = state.lanes, LOSSES[self.loss]
+
+        def total(logits: Tensor) -> Tensor:
+            return loss(logits, lanes.label, lanes.target).sum()
+
+        gradient, logits = gradient_and_logits(predict, state.image, total)
+        for _ in range(self.eot - 1):
+            another, logits = gradient_and_logits(predict, state.image, total)
+            gradient = gradient + another
+        value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
+        return gradient / self.eot, logits, value
+
+    def _sized(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
+        """The window with this iteration in it, and which lanes halve their step size."""
+        w, is_start = state.window, state.step == 0
+        made = torch.where(is_start, 0, w.made + 1)
+        increases = w.increases + ((loss > w.last_loss) & ~is_start).to(torch.int64)
+        is_due = made == w.length
+        oscillates = increases <= w.length * self.rho
+        stuck = ~w.was_halved & (w.best_at_look >= state.best_loss)
+        halved = is_due & (oscillates | stuck)
+        shorter = (w.length - max(int(WINDOW_DECREASE * self.iterations), 1)).clamp(
+            min=max(int(LEAST_WINDOW * self.iterations), 1)
+        )
+        window = Window(
+            length=torch.where(is_due, shorter, w.length),
+            made=torch.where(is_due, 0, made),
+            increases=torch.where(is_due, 0, increases),
+            last_loss=torch.where(is_start, 0.0, loss),
+            best_at_look=torch.where(is_due | is_start, state.best_loss, w.best_at_look),
+            was_halved=torch.where(is_due, halved, w.was_halved),
+        )
+        size = torch.where(halved, state.size / 2.0, state.size)
+        return state._replace(window=window, size=size), halved
+
+    def _moved(self, state: State, image: Tensor, gradient: Tensor) -> Tensor:
+        sphere, lanes = SPHERES[self.norm], state.lanes
+        momentum = image - state.previous
+        step = sphere.project(sphere.ascend(image, gradient, state.size), lanes.clean, lanes.eps)
+        is_first = rows(state.step == 0, image)
+        mixed = image + (step - image) * MOMENTUM + momentum * (1.0 - MOMENTUM)
+        return torch.where(is_first, step, sphere.project(mixed, lanes.clean, lanes.eps))

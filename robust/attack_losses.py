@@ -1,0 +1,51 @@
+"""Losses that attacks ascend: (logits (N,K), label int64 [N], target int64 [N]) -> one number per image, [N].
+
+float32 at least. Target is the class to reach; losses without one leave it alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossName = Literal["ce", "dlr", "dlr-targeted"]
+AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+FLOOR = 1e-12  # of the denominators, as published
+
+
+def cross_entropy(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(z)_y. In float32 it and its gradient are zero where the model is sure (z_y ahead by 104)."""
+    return F.cross_entropy(_wide(logits), label, reduction="none")
+
+
+def dlr(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)), z_(1) the largest (Croce and Hein
+    2020, arXiv:2003.01690, eq. 6). Scaling or shifting the logits changes nothing. Needs 3 classes.
+    """
+    z = _wide(logits)
+    ordered = torch.topk(z, 3, dim=1)
+    top = ordered.values
+    # By place, not by value: of two equal largest logits the rival is the other one.
+    rival = torch.where(ordered.indices[:, 0] == label, top[:, 1], top[:, 0])
+    return -(_at(z, label) - rival) / (top[:, 0] - top[:, 2] + FLOOR)
+
+
+def dlr_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) (same paper, eq. 7). Needs 4 classes."""
+    z = _wide(logits)
+    top = torch.topk(z, 4, dim=1).values
+    return -(_at(z, label) - _at(z, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + FLOOR)
+
+
+LOSSES: Mapping[str, AttackLoss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
+LEAST_CLASSES: Mapping[str, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
+
+
+def _at(logits: Tensor, index: Tensor) -> Tensor:
+    return logits.gather(1, index[:, None])[:, 0]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

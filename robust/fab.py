@@ -1,0 +1,107 @@
+"""FAB: small perturbations by projections on the linearised decision boundary (Croce and Hein 2020, arXiv:1907.02044).
+
+Targeted: the boundary is the one between the label and the target class (AutoAttack's FAB-T). A pure step over lanes.
+The published attack makes all its iterations and keeps the nearest misclassified point; the question here is whether
+there is one inside eps, so a lane ends with the first (the verdict is the same). Iterates are those of the published
+code, but for the projection (robust/hyperplane.py), which solves the same problem another way.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust.gradient import Predict, gradient_and_logits
+from robust.hyperplane import way
+from robust.lanes import Lanes, Passes, alive, rows
+
+LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number
+
+
+class State(NamedTuple):
+    """Where the lanes stand; B is the first axis of everything."""
+
+    lanes: Lanes
+    step: Tensor  # int64 [B]
+    found: Tensor  # bool [B]
+    adversarial: Tensor  # (B,3,H,W)
+    image: Tensor  # (B,3,H,W) the iterate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fab:
+    """`iterations` from the clean image towards the boundary with the target class. `norm` linf or l2."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    iterations: int = 100
+    alpha_max: float = 0.1  # the most that the projection of the clean image weighs
+    eta: float = 1.05  # overshoot behind the boundary
+    beta: float = 0.9  # a misclassified iterate goes back towards the clean image by this factor
+
+    @property
+    def name(self) -> str:
+        return "fab-t"
+
+    @property
+    def steps(self) -> int:
+        return self.iterations
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(forward=2, backward=1)
+
+    def init(self, lanes: Lanes) -> State:
+        """Starts at the clean image."""
+        none = torch.zeros_like(lanes.seed)
+        image = lanes.clean
+        return State(lanes, none, none != 0, image.clone(), image.clone())
+
+    def step(self, predict: Predict, state: State) -> State:
+        """Onto the linearised boundary and a little behind it, then a look."""
+        lanes, works = state.lanes, alive(state, self.steps)
+        image = self._moved(predict, state)
+        with torch.no_grad():
+            is_wrong = predict(image).argmax(dim=1) != lanes.label
+        is_hit = works & is_wrong & (self._length((image - lanes.clean).flatten(1)) <= lanes.eps)
+        back = lanes.clean + (image - lanes.clean) * self.beta
+        return State(
+            lanes=lanes,
+            step=state.step + works.to(torch.int64),
+            found=state.found | is_hit,
+            adversarial=torch.where(rows(is_hit, image), image, state.adversarial),
+            image=torch.where(rows(is_wrong, image), back, image),
+        )
+
+    def _moved(self, predict: Predict, state: State) -> Tensor:
+        clean, image = state.lanes.clean, state.image
+        gap, normal = self._boundary(predict, state)
+        flat, centre = image.flatten(1), clean.flatten(1)
+        offset = (normal * flat).sum(dim=1) - gap
+        # Both projections in one pass over the coordinates.
+        ways = way(
+            torch.cat((flat, centre)),
+            torch.cat((normal, normal)),
+            torch.cat((offset, offset)),
+            norm=self.norm,
+        )
+        length = self._length(ways).clamp(min=LEAST_LENGTH)
+        ours, theirs = length.chunk(2)
+        share = (ours / (ours + theirs)).clamp(0.0, self.alpha_max)[:, None]
+        from_image, from_clean = ways.chunk(2)
+        moved = (flat + self.eta * from_image) * (1.0 - share) + (centre + self.eta * from_clean) * share
+        return moved.clamp(0.0, 1.0).view_as(image)
+
+    def _boundary(self, predict: Predict, state: State) -> tuple[Tensor, Tensor]:
+        """z_t - z_y [B] at the iterate, and its gradient (B,D)."""
+        lanes = state.lanes
+
+        def difference(logits: Tensor) -> Tensor:
+            picked = logits.gather(1, torch.stack((lanes.target, lanes.label), dim=1))
+            return picked[:, 0] - picked[:, 1]
+
+        gradient, logits = gradient_and_logits(predict, state.image, lambda logits: difference(logits).sum())
+        return difference(logits).to(gradient.dtype), gradient.flatten(1)
+
+    def _length(self, change: Tensor) -> Tensor:
+        return change.abs().amax(dim=1) if self.norm == "linf" else change.square().sum(dim=1).sqrt()

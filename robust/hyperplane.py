@@ -1,0 +1,42 @@
+"""The shortest way from a point to a hyperplane inside the box [0, 1], in a norm: what FAB does twice a step.
+
+For w.z = b and a point x, the coordinates move in the directions s_i = sign((b - w.x) w_i), each at most to its wall at
+distance r_i. In linf all move by min(t, r_i), in l2 by min(t |w_i|, r_i), and t solves
+
+    g(t) = sum_i |w_i| move_i(t) = |b - w.x|.
+
+g rises, is concave and piecewise linear, so Newton's method from 0 comes near from below and ends after finitely many
+steps: a pass over the coordinates each, where the published code (Croce and Hein 2020, arXiv:1907.02044, appendix)
+sorts them and searches. A fixed number of steps makes the shape static.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Residuals below 1e-6 of what all coordinates together can move the value by, on images of up to 150,528 numbers, with
+# normals as uneven as sixth powers of normal numbers, for planes up to 95 % of the way to the corner.
+NEWTON_STEPS = {"linf": 8, "l2": 12}
+TINY = 1e-12
+
+
+def way(point: Tensor, normal: Tensor, offset: Tensor, *, norm: Literal["linf", "l2"]) -> Tensor:
+    """The move (B,D) from `point` (B,D) in [0,1] to {z: normal.z = offset}; `normal` (B,D), `offset` [B].
+
+    Where the plane does not meet the box, to the corner that is nearest to it in value.
+    """
+    gap = offset - (normal * point).sum(dim=1)
+    direction = normal.sign() * gap.sign()[:, None]
+    reach = torch.where(direction > 0, 1.0 - point, point)
+    weight = normal.abs()
+    pace = torch.ones_like(weight) if norm == "linf" else weight
+    goal, t = gap.abs(), torch.zeros_like(gap)
+    for _ in range(NEWTON_STEPS[norm]):
+        wanted = t[:, None] * pace
+        is_free = wanted < reach
+        value = (weight * torch.minimum(wanted, reach)).sum(dim=1)
+        slope = torch.where(is_free, weight * pace, 0.0).sum(dim=1)
+        t = t + torch.where(slope > 0.0, (goal - value).clamp(min=0.0) / slope.clamp(min=TINY), 0.0)
+    # 0 * inf: a plane without a normal is nowhere, and the point stays.
+    return direction * torch.minimum(t[:, None] * pace, reach)

@@ -1,0 +1,128 @@
+"""Square Attack: random search with squares, by queries of the logits alone (Andriushchenko et al. 2020,
+arXiv:1912.00049, Alg. 1 and 2).
+
+A pure step over lanes. Step 0 asks about the start, each later one about one more candidate, so a lane that is never
+broken costs `queries` + 1 forward passes. As in the published code the last row and column of positions are never
+drawn, and the side follows the image's own height and width. Deviations: every lane has its own square and colours
+(there, a batch shares one), from its question's own random stream.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust.gradient import Predict
+from robust.lanes import Lanes, Passes, alive, rows
+from robust.noise import noise
+from robust.stream import at_step
+
+# The share of pixels p is halved behind each of these queries (of 10,000).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class State(NamedTuple):
+    """Where the lanes stand; B is the first axis of everything."""
+
+    lanes: Lanes
+    step: Tensor  # int64 [B]
+    found: Tensor  # bool [B]
+    adversarial: Tensor  # (B,3,H,W) of the smallest margin so far
+    margin: Tensor  # [B] there; infinite before the first look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """`queries` candidates, in the linf ball. `rescale` stretches the schedule of sizes over fewer queries."""
+
+    queries: int = 5000
+    p_init: float = 0.8
+    rescale: bool = False
+
+    @property
+    def name(self) -> str:
+        return "square"
+
+    @property
+    def steps(self) -> int:
+        return self.queries + 1
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(forward=1, backward=0)
+
+    def init(self, lanes: Lanes) -> State:
+        """The clean image, about which nothing was asked."""
+        none = torch.zeros_like(lanes.seed)
+        margin = torch.full_like(lanes.eps, torch.inf)
+        return State(lanes, none, none != 0, lanes.clean.clone(), margin)
+
+    @torch.no_grad()
+    def step(self, predict: Predict, state: State) -> State:
+        """A candidate, and whether it is better."""
+        lanes, works = state.lanes, alive(state, self.steps)
+        is_start = rows(state.step == 0, lanes.clean)
+        candidate = torch.where(is_start, self._stripes(state), self._with_square(state))
+        margin = _margin(predict(candidate), lanes.label).to(state.margin.dtype)
+        is_hit = works & (margin <= 0.0)
+        better = works & ((margin < state.margin) | is_hit)
+        return State(
+            lanes=lanes,
+            step=state.step + works.to(torch.int64),
+            found=state.found | is_hit,
+            adversarial=torch.where(rows(better, candidate), candidate, state.adversarial),
+            margin=torch.where(better, margin, state.margin),
+        )
+
+    def _stripes(self, state: State) -> Tensor:
+        """Vertical stripes of +-eps, of each channel and column its own."""
+        lanes = state.lanes
+        _, channels, _, width = lanes.clean.shape
+        sign = _signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
+        return (lanes.clean + rows(lanes.eps, lanes.clean) * sign).clamp(0.0, 1.0)
+
+    def _with_square(self, state: State) -> Tensor:
+        lanes = state.lanes
+        _, channels, height, width = lanes.clean.shape
+        draws = noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,))
+        side = self._side(state.step - 1, height=height, width=width)
+        inside = (
+            _span(draws[:, 0], side, height)[:, None, :, None]
+            & _span(draws[:, 1], side, width)[:, None, None, :]
+        )
+        radius = rows(lanes.eps, lanes.clean)
+        change = 2.0 * radius * _signs(draws[:, 2:], lanes.clean.dtype)[:, :, None, None]
+        moved = torch.where(inside, state.adversarial + change, state.adversarial)
+        return torch.minimum(torch.maximum(moved, lanes.clean - radius), lanes.clean + radius).clamp(0.0, 1.0)
+
+    def _side(self, query: Tensor, *, height: int, width: int) -> Tensor:
+        """int64 [B]: side of the square at `query` (0 is the first after the start)."""
+        if self.rescale:
+            query = torch.div(query * 10_000, self.queries, rounding_mode="floor")
+        sides = [
+            max(round((self.p_init / 2**level * height * width) ** 0.5), 1)
+            for level in range(len(HALVINGS) + 1)
+        ]
+        side = torch.full_like(query, sides[0])
+        for limit, smaller in zip(HALVINGS, sides[1:], strict=True):
+            side = torch.where(query > limit, smaller, side)
+        return side.clamp(max=min(height, width))
+
+
+def _span(draw: Tensor, side: Tensor, length: int) -> Tensor:
+    """bool [B,length]: `side` places from one that is uniform in [0, length - side), or 0."""
+    first = (draw * (length - side).to(draw.dtype)).to(torch.int64)[:, None]
+    place = torch.arange(length, device=draw.device)[None, :]
+    return (place >= first) & (place < first + side[:, None])
+
+
+def _signs(uniform: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0).to(dtype)
+
+
+def _margin(logits: Tensor, label: Tensor) -> Tensor:
+    """z_y - max_{i != y} z_i."""
+    own = logits.gather(1, label[:, None])[:, 0]
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return own - torch.where(classes == label[:, None], -torch.inf, logits).amax(dim=1)

@@ -1,0 +1,142 @@
+"""What the XLA environment says of steps that are not alike, and of batches that are not divided. Run as a program:
+
+    CPU_NUM_DEVICES=2 python xla_worker.py OUT
+
+OUT gets one JSON object: for each case the warnings and errors of its run.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+import torch_xla.distributed.spmd as spmd
+from torch import Tensor
+
+from bits.environment import open_environment
+from bits.xla import XlaEnvironment
+from bits.xla_watch import XlaWatch
+
+Body = Callable[[Tensor, int], Tensor]
+STEPS = 8
+NUM_DEVICES = 2
+
+
+def alike(x: Tensor, number: int) -> Tensor:
+    return x * (0.31 + 0.07 * number)  # a number that travels as data
+
+
+def other_exponent(x: Tensor, number: int) -> Tensor:
+    return x ** (1.5 if number < 4 else 0.1 + number)  # HERE exponent
+
+
+def other_operation(x: Tensor, number: int) -> Tensor:
+    if number < 4:
+        return x.relu()
+    return x.sigmoid() if number % 2 else x.relu().exp()  # HERE operation
+
+
+def reads_the_host(x: Tensor, number: int) -> Tensor:
+    return x * (1.0 if number < 4 else x.sum().item())  # HERE read
+
+
+def reads_what_is_there(x: Tensor, number: int) -> Tensor:
+    if number >= 4:
+        x.cpu()  # HERE copy
+    return x * 2.0
+
+
+def falls_back(x: Tensor, number: int) -> Tensor:
+    return x * 2.0 if number < 4 else x * torch.nonzero(x >= 0.0).shape[0]  # HERE fallback
+
+
+def only_once(x: Tensor, number: int) -> Tensor:
+    return x.tanh() if number == 4 else x.sinh()  # HERE once
+
+
+def two_graphs(x: Tensor, number: int) -> Tensor:
+    return x.relu() if number % 2 else x.sigmoid()
+
+
+def in_the_backward_pass(x: Tensor, number: int) -> Tensor:
+    leaf = x.detach().requires_grad_(True)
+    (leaf ** (1.5 if number < 4 else 0.1 + number)).sum().backward()  # HERE backward
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+CASES: dict[str, tuple[Body, int]] = {
+    "alike": (alike, 1),
+    "exponent": (other_exponent, 1),
+    "operation": (other_operation, 1),
+    "read": (reads_the_host, 1),
+    "copy": (reads_what_is_there, 1),
+    "fallback": (falls_back, 1),
+    "backward": (in_the_backward_pass, 1),
+    "two calls": (two_graphs, 2),
+    "once": (only_once, 1),
+    "shape": (alike, 1),
+}
+
+
+def run(env: XlaEnvironment, name: str, *, strict: bool) -> dict[str, object]:
+    """STEPS calls of a step, as a loop makes them."""
+    body, calls = CASES[name]
+    said: list[str] = []
+    watch = XlaWatch(calls=calls, warn=said.append, strict=strict)
+    error, number = None, 0
+    try:
+        for number in range(STEPS):
+            rows = 6 if name == "shape" and number >= 4 else 4
+            # Other shapes, or what the first run compiled would be there.
+            fed = env.feed({"x": torch.rand(rows, 5 if strict else 3), "label": torch.arange(rows)})
+            with watch.step(fed, at=f"step {number}"):
+                found = body(fed["x"], number)
+                env.cut()
+            del found
+    except RuntimeError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    env.cut()
+    return {"said": said, "error": error, "number": number}
+
+
+def feeding(env: XlaEnvironment) -> dict[str, str]:
+    """What `feed` says when labels are left on one device, or when the mesh is not the one that was asked for."""
+    batch = {"image": torch.rand(4, 3), "label": torch.arange(4), "mask": torch.ones(4, dtype=torch.bool)}
+    env.feed(batch)
+    env.feed(batch, split=False)
+    real, found = spmd.mark_sharding, {}
+
+    def only_images(tensor: Tensor, mesh: spmd.Mesh, spec: tuple[str | None, ...]) -> None:
+        if tensor.dim() > 1:
+            real(tensor, mesh, spec)
+
+    def replicated(tensor: Tensor, mesh: spmd.Mesh, spec: tuple[str | None, ...]) -> None:
+        real(tensor, mesh, (None,) * tensor.dim())
+
+    for fault in (only_images, replicated):
+        spmd.mark_sharding = fault
+        try:
+            env.feed(batch)
+            found[fault.__name__] = "nothing"
+        except RuntimeError as error:
+            found[fault.__name__] = str(error)
+        spmd.mark_sharding = real
+    env.cut()
+    return found
+
+
+def main() -> None:
+    env = open_environment("xla", num_devices=NUM_DEVICES)
+    assert isinstance(env, XlaEnvironment)
+    results: dict[str, object] = {"feed": feeding(env)}
+    for name in CASES:
+        results[name] = {str(strict): run(env, name, strict=strict) for strict in (False, True)}
+    Path(sys.argv[1]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
