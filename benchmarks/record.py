@@ -34,6 +34,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def rows_of_today(name: str, key: str = "rows") -> list[dict[str, Any]]:
+    """What `write_result` wrote under `key` today: a benchmark of hours goes on from it. Empty when there is none."""
+    try:
+        found = json.loads((RESULTS / f"{datetime.date.today().isoformat()}-{name}.json").read_text())
+    except FileNotFoundError:
+        return []
+    rows: list[dict[str, Any]] = found.get(key, [])
+    return rows
+
+
 def write_result(name: str, *, title: str, text: Sequence[str], data: Mapping[str, Any]) -> Path:
     """results/DATE-NAME.md and .json; `text` are the Markdown lines below title, command and machine."""
     command = f"python {Path(sys.argv[0]).as_posix()} {' '.join(sys.argv[1:])}".strip()

@@ -117,7 +117,17 @@ def write(rows: list[Row]) -> Path:
         "## Inside the programs",
         "",
         *markdown_table(
-            ["row", "topology", "collectives", "gradients", "padding", "copies", "donated", "host fallbacks"],
+            [
+                "row",
+                "topology",
+                "collectives",
+                "gradients",
+                "Mcycles*",
+                "padding",
+                "copies",
+                "donated",
+                "host fallbacks",
+            ],
             [_inside(f) for f in done],
         ),
         "",
@@ -143,7 +153,8 @@ def _inside(facts: Facts) -> list[object]:
     fallbacks = ", ".join(f"{op} {n}" for op, n in facts.fallbacks.items()) or "none"
     donated = f"{facts.donated} of {facts.state_tensors}"
     named = [facts.collectives or "-", facts.gradient_dtype or "-"]
-    return [facts.name, facts.topology, *named, padding, copies, donated, fallbacks]
+    cycles = "-" if facts.counts is None else f"{facts.counts.cycles / 1e6:.1f}"
+    return [facts.name, facts.topology, *named, cycles, padding, copies, donated, fallbacks]
 
 
 def _moved(facts: Facts) -> list[object]:
@@ -174,6 +185,7 @@ def _figures(row: Row) -> dict[str, Any]:
         "collectives": None if counts is None else [each._asdict() for each in counts.collectives],
         "products": None if counts is None else dict(counts.products),
         "instructions": None if counts is None else dict(counts.ops),
+        "estimated_cycles": None if counts is None else counts.cycles,
         "most_moved": None if counts is None else [each._asdict() for each in counts.most_moved],
         "padding": row.padding,
         "donated": row.donated,

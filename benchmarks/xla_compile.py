@@ -34,14 +34,14 @@ MODELS: dict[str, dict[str, Any]] = {
 ARMS = ("cut", "chunk 5", "unrolled")
 # What a loop inside the graph did on 2026-11-20; tried by hand, once, and not part of the toolkit.
 LOOPS = (
-    "Loops inside the graph (torch_xla 2.9.0, small_vit, 32 px, batch 8, the attack alone, same flags). The public",
-    "`torch_xla.experimental.scan` always differentiates its body, and PGD's new image has no gradient: it cannot run.",
-    "The part of it below the gradient (`_scan_impl_pytree`, private) does run with image, clean image, target, radius",
-    "and step size as its carry and the weights found by itself: one graph, no fallback, images bit-equal to the cut",
-    "attack's for k = 5 and 20. First call with its result read: 3.5, 10.3 and 23.0 CPU-s for k = 5, 20 and 50; cut",
-    "1.6 for k = 5 (two graphs), of which 0.16 are the five steps. So on the CPU the loop costs about 0.4 CPU-s for each",
-    "attack step where the cut costs 0.04: whether in compiling or in running was not told apart. k is a constant of",
-    "its graph, so a warm-up of steps would compile one for each; several devices were not tried. Not taken.",
+    "Loops inside the graph (torch_xla 2.9.0, small_vit, 32 px, batch 8, the attack alone, same flags, one run each).",
+    "The public `torch_xla.experimental.scan` differentiates its body always (read in its source), and PGD's new image",
+    "has no gradient. The part below that (`_scan_impl_pytree`, private) ran with image, clean image, target, radius",
+    "and step size as its carry and found the weights by itself: one graph, no fallback, images bit-equal to the cut",
+    "attack's for k = 5 and 20. First call, result read: 3.5, 10.3 and 23.0 CPU-s for k = 5, 20 and 50; cut 1.6 for",
+    "k = 5. Later calls, result not read: 0.13 CPU-s for k = 50; cut 0.16 for k = 5 and 0.8 for k = 20. What grows by",
+    "0.4 CPU-s with each step, compiling or running, was not told apart. k is a constant of its graph, so a warm-up of",
+    "steps would compile one for each; several devices were not tried. Not taken.",
 )
 
 
@@ -219,8 +219,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"XLA_FLAGS: `{os.environ.get('XLA_FLAGS', '')}`.",
         "A whole train step with PGD-k. `cut` is what training does: one graph for the start, one for an attack step",
-        "and one for the update, whatever k is; with k = 1 start, step and update are one graph. Cells that are missing",
-        "were not measured.",
+        "and one for the update, whatever k is; with k = 1 start, step and update are one graph. Cells that are",
+        "missing were not measured.",
         "",
         *markdown_table(header, cells),
         "",

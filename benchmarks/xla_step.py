@@ -4,7 +4,7 @@
 
 Two processes, one for each backend, hold the same model and batch and make a step when they are told to: eager, XLA,
 eager, XLA. Both are kept to one core, so that threads do not hide work, and CPU-seconds are those of the whole
-process. Results are written after every row: a run that is stopped leaves a shorter table.
+process. Results are written after every row, and those of other models that were made today stay.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.pgd_step import make_step, random_batch
-from benchmarks.record import markdown_table, write_result
+from benchmarks.record import markdown_table, rows_of_today, write_result
 from bits.environment import open_environment
 from data.batch import Batch
 from engine.knobs import feed_knobs, pack_knobs
@@ -145,14 +145,15 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if arguments.serve:
         return serve(arguments.serve)
-    rows, text = [], ""
+    order = {(name, kind): n for n, (name, *_) in enumerate(MODELS) for kind in ("clean", "PGD-1")}
+    rows = {(row["model"], row["kind"]): row for row in rows_of_today("xla-step")}
     for name, size, batch in MODELS:
         if name in arguments.models:
             for adversarial in (False, True):
                 row = measure(name, size, batch, adversarial=adversarial, repeats=arguments.repeats)
-                rows.append(row)
-                text = write(rows, arguments.repeats)
-    print(text)
+                rows[name, row["kind"]] = row
+                sorted_rows = sorted(rows.values(), key=lambda r: order[r["model"], r["kind"]])
+                print(write(sorted_rows, arguments.repeats), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ and cuda backend; gradients are summed here and not by DDP, of which the package
 passes with the same class on the cpu with gloo, and asks the device where there is one (tests/bits/test_tpu.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module, metadata
 
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bits.accelerated import AcceleratedEnvironment
-from bits.environment import Clip, Precision, ReduceDtype
+from bits.environment import Precision, ReduceDtype
 from bits.later import LaterQueue, copies
 from bits.processes import is_worker
 from bits.processor import peak_resident
@@ -85,13 +86,15 @@ class TpuEnvironment(AcceleratedEnvironment):
         self.device = torch.device(DEVICE)
         self._dtype = None if precision == "float32" else torch.bfloat16
         self._scaler = None
-        self._wrapped = {}
+        self._wrapped = {}  # modules whose gradients are averaged
+        self._is_inner = False  # in a micro-step that is not the last one of its update
         self._reduce_dtype = reduce_dtype
         self._later = LaterQueue(depth=1)
         # TPUs multiply float32 in bf16 unless told otherwise; torch_tpu takes this call for its own precision.
         torch.set_float32_matmul_precision("highest")
 
     def wrap(self, module: nn.Module) -> nn.Module:
+        self._wrapped[module] = module
         return module
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
@@ -100,15 +103,24 @@ class TpuEnvironment(AcceleratedEnvironment):
     def pin(self, memory: Tensor) -> Callable[[], None]:
         return lambda: None
 
-    def apply(self, optimizer: torch.optim.Optimizer, module: nn.Module, *, clip: Clip | None) -> None:
-        self._average_gradients(module)
-        super().apply(optimizer, module, clip=clip)
+    @contextmanager
+    def accumulating(self, wrapped: nn.Module) -> Iterator[None]:
+        self._is_inner = True
+        try:
+            yield
+        finally:
+            self._is_inner = False
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        if self.world_size > 1 and not self._is_inner:
+            self._average_gradients()
 
     @torch.no_grad()
-    def _average_gradients(self, module: nn.Module) -> None:
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        if self.world_size == 1 or not gradients:
-            return
+    def _average_gradients(self) -> None:
+        """Of all that backward passes have added by now: what was averaged before stays as it is."""
+        parameters = [p for module in self._wrapped for p in module.parameters()]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients]) / self.world_size
         sent = flat.bfloat16() if self._reduce_dtype == "bf16" else flat
         dist.all_reduce(sent)

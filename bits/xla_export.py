@@ -11,8 +11,10 @@ runs a graph, so its StableHLO does not say it, and `Graph.donated` is found aga
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
+import torch
 import torch_xla.core.xla_builder as xla_builder
 import torch_xla.debug.metrics as metrics
 from torch import Tensor
@@ -76,8 +78,12 @@ class ExportEnvironment(XlaEnvironment):
         self._before = {id(tensor): (tensor, _number(tensor)) for tensor in living()}
 
     def _results(self) -> list[Tensor]:
-        """What has changed, and what is new."""
-        return [each for each in living() if self._number_before(each) != _number(each)]
+        """What is to be computed: tensors that have changed, and those made by the step."""
+        return [each for each in living() if self._has_changed(each) or _is_pending(each)]
+
+    def _has_changed(self, tensor: Tensor) -> bool:
+        # Quick, and not enough: `copy_` leaves the number as it is.
+        return self._number_before(tensor) not in (None, _number(tensor))
 
     def _number_before(self, tensor: Tensor) -> int | None:
         return self._before.get(id(tensor), (tensor, None))[1]
@@ -137,6 +143,17 @@ def fallbacks() -> dict[str, int]:
     """Operations that were left to the host so far, and how often."""
     names = [name for name in metrics.counter_names() if name.startswith("aten::")]
     return {name: int(metrics.counter_value(name)) for name in sorted(names)}
+
+
+def _is_pending(tensor: Tensor) -> bool:
+    """Whether operations have to run for its value. Some milliseconds where they have."""
+    return bool(_XLAC._get_graph_hash([tensor]) != _no_operations())
+
+
+@cache
+def _no_operations() -> bytes:
+    hashed: bytes = _XLAC._get_graph_hash([xla_builder.create_placeholder_tensor((), torch.float32)])
+    return hashed
 
 
 def _number(tensor: Tensor) -> int:

@@ -1,10 +1,10 @@
 """Attention that keeps and moves less where no fused kernel is at hand: for XLA.
 
-There torch's attention is two matrix products with a softmax between them. In bf16 its backward pass keeps the softmax
-twice (float32 for itself, bf16 for the product) and copies q, k and v into another order of axes. Here the softmax is
-kept once, in the dtype of the values; the sum in its gradient comes from the result (delta = sum of gradient times
-output, as in FlashAttention, Dao et al. 2022, arXiv:2205.14135, Algorithm 4) instead of another pass over the T x T
-matrix; and the products take q, k and v as the linear layer leaves them. In float32 nothing but rounding differs.
+There torch's attention is two matrix products with a softmax between them, and in bf16 the softmax is kept twice for
+the backward pass: in float32 for its own gradient, in bf16 for the product's. Here it is kept once, in the dtype of the
+values, and the sum in its gradient comes from the result (delta = sum of gradient times output, as in FlashAttention,
+Dao et al. 2022, arXiv:2205.14135, Algorithm 4) instead of another pass over the T x T matrix. In float32 nothing but
+rounding differs. Matrix products and no einsum, because torch_xla gives einsum no precision.
 """
 
 from collections.abc import Callable
@@ -15,33 +15,30 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# N images, T tokens (S where keys are meant), H heads, D width of a head
+# N images, H heads, T tokens, D width of a head
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(q k^T) v; `q` is scaled already. All (N,T,H,D)."""
+    """softmax(scale q k^T) v, all (N,H,T,D)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = torch.einsum("nthd,nshd->nhts", q, k)
-        share = torch.softmax(_wide(scores), dim=-1).to(v.dtype)
-        out = torch.einsum("nhts,nshd->nthd", share, v)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        share = torch.softmax(_wide(q @ k.transpose(-2, -1)) * scale, dim=-1).to(v.dtype)
+        out = share @ v
         ctx.save_for_backward(q, k, v, share, out)
+        ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, share, out = ctx.saved_tensors
         grad = grad.to(v.dtype)
-        delta = (_wide(grad) * _wide(out)).sum(dim=-1).transpose(1, 2)[..., None]  # (N,H,T,1)
-        grad_share = torch.einsum("nthd,nshd->nhts", grad, v)
-        grad_scores = (_wide(share) * (_wide(grad_share) - delta)).to(v.dtype)
-        return (
-            torch.einsum("nhts,nshd->nthd", grad_scores, k),
-            torch.einsum("nhts,nthd->nshd", grad_scores, q),
-            torch.einsum("nhts,nthd->nshd", share, grad),
-        )
+        delta = (_wide(grad) * _wide(out)).sum(dim=-1, keepdim=True)
+        grad_share = grad @ v.transpose(-2, -1)
+        grad_scores = (_wide(share) * (_wide(grad_share) - delta) * ctx.scale).to(v.dtype)
+        grad_k = grad_scores.transpose(-2, -1) @ q
+        return grad_scores @ k, grad_k, share.transpose(-2, -1) @ grad, None
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -49,10 +46,10 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T) v of q, k, v (N,T,H,D), `q` scaled; the softmax in float32. No second derivative."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v of q, k, v (N,H,T,D), the softmax in float32 at least. No second derivative."""
     apply: Callable[..., Tensor] = _Attend.apply
-    return apply(q, k, v)
+    return apply(q, k, v, scale)
 
 
 class LeanAttention(nn.Module):
@@ -69,10 +66,10 @@ class LeanAttention(nn.Module):
         assert attn_mask is None, "lean attention knows no mask"
         assert not is_causal, "lean attention knows no causal mask"
         shape = (*x.shape[:2], 3, self.num_heads, self.head_dim)
-        q, k, v = self.qkv(x).reshape(shape).unbind(2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        out = self.norm(attend(q * self.scale, k.to(v.dtype), v).flatten(2))
-        projected: Tensor = self.proj_drop(self.proj(out))
+        q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        out = attend(q, k, v, self.scale).transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj_drop(self.proj(self.norm(out)))
         return projected
 
 

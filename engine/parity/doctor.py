@@ -14,7 +14,7 @@ from engine.parity.evidence import begins
 from engine.parity.mark import Kind
 from engine.parity.remote import Remote
 from engine.parity.session import load_answer
-from engine.parity.side import Side, check_available, parse_sides
+from engine.parity.side import FLAG, Side, check_available, parse_sides
 from engine.parity.tolerance import TOLERANCES
 from engine.recipe import load_recipe
 
@@ -176,4 +176,9 @@ def open_parity(recipe: Path, overrides: Sequence[str], backends: str, num_steps
     steps = STEPS if num_steps is None else num_steps
     if steps < 1:
         raise ValueError(f"--steps {steps}: compare 1 step or more")
+    for side in sides:  # a mistake in one of them before any process starts
+        try:
+            load_recipe(recipe, [*overrides, *side.overrides])
+        except ValueError as error:
+            raise ValueError(f"{FLAG} {side.label}: {error}") from None
     return Parity(recipe=recipe, overrides=overrides, sides=sides, num_steps=steps)

@@ -145,7 +145,13 @@ class Session:
         groups = self.state.optimizer.param_groups
         # A checkpoint brings the optimizer's settings with it; here each side keeps its own.
         own = [{k: v for k, v in g.items() if k != "params" and not isinstance(v, Tensor)} for g in groups]
-        self.state.load_state_dict(common["state"])
+        try:
+            self.state.load_state_dict(common["state"])
+        except (RuntimeError, ValueError, KeyError):
+            raise ValueError(
+                "its model or optimizer is not the reference's, so they have no state in common; a side may change "
+                "how the model is trained"
+            ) from None
         for group, settings in zip(self.state.optimizer.param_groups, own, strict=True):
             group.update(settings)
         given: dict[str, Tensor] = {}

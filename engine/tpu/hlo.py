@@ -61,6 +61,7 @@ class Counts:
     collectives: tuple[Collective, ...]  # most bytes first
     host_transfers: Mapping[str, int]
     products: Mapping[str, int]  # flops of convolutions and dots by "bf16 x bf16, default"
+    cycles: int  # by the compiler's own cost model, one instruction after the other; 0: it says none
     hbm_bytes: int  # operands and results in HBM, of all instructions, tiles filled up
     unpadded_bytes: int  # of arguments and results in HBM, each once
     padded_bytes: int
@@ -97,7 +98,7 @@ class _Tally:
     """Sums while instructions go by."""
 
     def __init__(self) -> None:
-        self.instructions = 0
+        self.instructions = self.cycles = 0
         self.ops: Counter[str] = Counter()
         self.collectives: dict[tuple[str, str], list[int]] = {}
         self.host: Counter[str] = Counter()
@@ -114,6 +115,7 @@ class _Tally:
         op, times = item.instruction, item.times
         opcode = op.opcode.removesuffix("-start")
         self.instructions += 1
+        self.cycles += 0 if item.is_fused else op.cycles * times
         if opcode in COUNTED and (not item.is_fused or opcode in OPCODES):
             self.ops[opcode] += times
         if opcode in OPCODES:
@@ -172,6 +174,7 @@ class _Tally:
             ),
             host_transfers=dict(self.host),
             products=dict(self.products),
+            cycles=self.cycles,
             hbm_bytes=sum(in_hbm for _, _, in_hbm in self.moved.values()),
             unpadded_bytes=sum(shape.unpadded * count for shape, count in self.held.items()),
             padded_bytes=sum(shape.padded * count for shape, count in self.held.items()),

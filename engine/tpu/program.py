@@ -19,6 +19,7 @@ CALLED = re.compile(
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 OPERAND = re.compile(r"%([\w.\-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 KEPT = 900  # characters of attributes: behind them stands the back end's configuration
 
@@ -33,6 +34,7 @@ class Instruction(NamedTuple):
     attributes: str
     calls: tuple[tuple[str, str], ...]  # (how, computation)
     trips: int  # of a while loop, where the compiler knows it; else 1
+    cycles: int  # by the compiler's own cost model; 0 where it says none
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -116,6 +118,7 @@ def _instruction(name: str, rest: str) -> Instruction:
     close = _closing(rest, len(opcode))
     operands, attributes = rest[len(opcode) + 1 : close], rest[close + 1 :]
     trips = TRIPS.search(attributes) if opcode == "while" else None
+    cycles = CYCLES.search(attributes)
     calls = [(found["how"], found["name"]) for found in CALLED.finditer(attributes)]
     if branches := BRANCHES.search(attributes):
         calls += [("branch", branch.strip().lstrip("%")) for branch in branches[1].split(",")]
@@ -127,6 +130,7 @@ def _instruction(name: str, rest: str) -> Instruction:
         attributes=attributes[:KEPT],
         calls=tuple(calls),
         trips=int(trips[1]) if trips else 1,
+        cycles=int(cycles[1]) if cycles else 0,
     )
 
 

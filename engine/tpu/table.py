@@ -178,6 +178,11 @@ def _program(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "host transfers", hosts or "none"
     named = ("fusion", "convolution", "dot", "copy", "transpose", "pad", "while")
     yield "instructions", ", ".join(f"{counts.ops[op]} {op}" for op in named if counts.ops.get(op))
+    if counts.cycles:
+        yield (
+            "cycles",
+            f"{counts.cycles / 1e6:,.1f} million by the compiler's cost model, to compare steps by (estimate)",
+        )
     moved = "; ".join(f"{m.shape} {m.times} times, {m.bytes / 1e9:,.1f} GB" for m in counts.most_moved[:4])
     yield "most moved", moved
     if facts.padding is not None:

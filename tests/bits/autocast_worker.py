@@ -1,6 +1,8 @@
-"""Which operations autocast runs in which dtype. Run as a program: `python autocast_worker.py BACKEND`, one JSON object.
+"""Which operations autocast runs in which dtype. Run as a program:
 
-`bf16` or `float32` whatever comes in, or `as given`.
+    python autocast_worker.py BACKEND
+
+One JSON object: `bf16` or `float32` whatever comes in, or `as given`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The step guard, and the check that a batch is divided: each in a program of its own on two devices."""
+"""The step guard, the check that a batch is divided, and the gradients that are our own: on two XLA devices."""
 
 import importlib.util
 import json
@@ -106,6 +106,17 @@ def test_every_tensor_of_a_batch_is_divided_or_the_step_does_not_start(told: dic
         "only_images": "label was to be laid out as {devices=[2] over the devices and is not",
         "replicated": "image was to be laid out as {devices=[2,1] over the devices and is {replicated}",
     }
+
+
+@needs_xla
+def test_bf16_sums_need_bf16_steps(told: dict[str, Any]) -> None:
+    assert told["refused"].startswith("run.reduce_dtype bf16 needs run.precision bf16 on XLA")
+
+
+@needs_xla
+def test_gradients_of_convolutions_and_linear_layers_are_those_of_the_cpu(told: dict[str, Any]) -> None:
+    assert set(told["gradients"]) > {"plain", "strided", "grouped", "depthwise", "linear"}
+    assert max(told["gradients"].values()) < 1e-5, told["gradients"]
 
 
 def call(op: str, *values: object, at: str = "a.py:1 (f)") -> Call:

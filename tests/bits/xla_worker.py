@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+import torch.nn.functional as F
 import torch_xla.distributed.spmd as spmd
 from torch import Tensor
 
@@ -129,10 +130,53 @@ def feeding(env: XlaEnvironment) -> dict[str, str]:
     return found
 
 
+def refused() -> str:
+    """What a float32 run hears that asks for sums in bf16."""
+    try:
+        open_environment("xla", num_devices=NUM_DEVICES, reduce_dtype="bf16")
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+# (stride, padding, dilation, groups) and the kernel's height and width
+CONVOLUTIONS = {
+    "plain": ((1, 1, 1, 1), (3, 3)),
+    "strided": (((2, 1), (1, 0), 1, 1), (3, 2)),
+    "unused pixels": ((3, 2, 2, 1), (2, 3)),
+    "padded point": ((2, 1, 1, 1), (1, 1)),
+    "grouped": ((2, 1, 2, 2), (3, 3)),
+    "depthwise": ((1, 1, 1, 4), (3, 3)),
+}
+
+
+def gradients(env: XlaEnvironment) -> dict[str, float]:
+    """How far those of a convolution and a linear layer are from the cpu's, relative to the largest."""
+    found = {}
+    for name, (how, kernel) in CONVOLUTIONS.items():
+        torch.manual_seed(0)
+        host = [torch.randn(4, 4, 11, 9), torch.randn(8, 4 // how[3], *kernel), torch.randn(8)]
+        found[name] = distance(env, host, lambda x, w, b, how=how: F.conv2d(x, w, b, *how))
+    host = [torch.randn(4, 5, 3), torch.randn(7, 3), torch.randn(7)]
+    return found | {"linear": distance(env, host, F.linear)}
+
+
+def distance(env: XlaEnvironment, host: list[Tensor], layer: Callable[..., Tensor]) -> float:
+    sides = []
+    for device in (env.device, torch.device("cpu")):
+        given = [tensor.to(device).requires_grad_(True) for tensor in (t.detach().clone() for t in host)]
+        out = layer(*given)
+        (out * torch.linspace(0.0, 1.0, out.numel()).reshape(out.shape).to(device)).sum().backward()
+        env.cut()
+        sides.append([t.grad.cpu() for t in given if t.grad is not None])
+    assert [len(side) for side in sides] == [3, 3]
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*sides, strict=True))
+
+
 def main() -> None:
     env = open_environment("xla", num_devices=NUM_DEVICES)
     assert isinstance(env, XlaEnvironment)
-    results: dict[str, object] = {"feed": feeding(env)}
+    results: dict[str, object] = {"feed": feeding(env), "refused": refused(), "gradients": gradients(env)}
     for name in CASES:
         results[name] = {str(strict): run(env, name, strict=strict) for strict in (False, True)}
     Path(sys.argv[1]).write_text(json.dumps(results))

@@ -332,6 +332,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_go_back_as_one(
     recipe: Path, tmp_path: Path, process_environment: Callable[..., dict[str, str]]
 ) -> None:

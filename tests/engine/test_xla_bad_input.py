@@ -99,10 +99,7 @@ def test_a_model_with_an_operation_that_runs_on_the_host_is_told_of(
 ) -> None:
     """Position embeddings that are resampled in every forward pass: right, and slow, so the run goes on."""
     tree = yaml.safe_load(recipe.read_text())
-    args = {
-        **{"dynamic_img_size": True, "depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
-        "img_size": 32,
-    }
+    args = {"dynamic_img_size": True, "depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
     tree["model"] = {"name": "vit_tiny_patch16_224", "args": args}
     tree["data"] |= {"sizes": [[0, 16], [1, 32]], "image_size": 32}
     tree["run"]["epochs"] = 2

@@ -19,16 +19,25 @@ def small(**changes: object) -> nn.Module:
     return model.eval()
 
 
+def lean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, 0.25)
+
+
 def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """In float64, by the definition."""
-    q, k, v = (t.double().transpose(1, 2) for t in (q, k, v))
-    return (torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v).transpose(1, 2)
+    q, k, v = (t.double() for t in (q, k, v))
+    return torch.softmax(q @ k.transpose(-1, -2) * 0.25, dim=-1) @ v
+
+
+def usual(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What autocast makes of torch's own: scores and shares in bf16, the softmax in float32."""
+    return torch.softmax((0.25 * q @ k.transpose(-1, -2)).float(), dim=-1).to(v.dtype) @ v
 
 
 def error(function: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[float]:
     """Relative errors of the result and of the gradients of q, k and v."""
     generator = torch.Generator().manual_seed(3)
-    inputs = [torch.randn(3, 17, 2, 8, generator=generator).to(torch.bfloat16) for _ in range(4)]
+    inputs = [torch.randn(3, 2, 17, 8, generator=generator).to(torch.bfloat16) for _ in range(4)]
 
     def run(f: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
         *leaves, grad = (t.to(dtype).detach() for t in inputs)
@@ -41,14 +50,8 @@ def error(function: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dty
     return [float((one.double() - two).norm() / two.norm()) for one, two in pairs]
 
 
-def usual(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What autocast makes of torch's own: scores and shares in bf16, the softmax in float32."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return (torch.softmax((q @ k.transpose(-1, -2)).float(), dim=-1).to(v.dtype) @ v).transpose(1, 2)
-
-
 def test_it_is_attention() -> None:
-    assert max(error(attend, torch.float32)) < 1e-6
+    assert max(error(lean, torch.float32)) < 1e-6
     assert torch.autograd.gradcheck(
         attend,
         [torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)],
@@ -57,8 +60,8 @@ def test_it_is_attention() -> None:
 
 
 def test_in_bf16_it_is_as_near_as_the_usual_way() -> None:
-    for lean, plain in zip(error(attend, torch.bfloat16), error(usual, torch.bfloat16), strict=True):
-        assert lean < 1.5 * plain + 1e-3
+    for own, plain in zip(error(lean, torch.bfloat16), error(usual, torch.bfloat16), strict=True):
+        assert own < 1.5 * plain + 1e-3
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}])

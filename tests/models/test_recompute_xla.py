@@ -87,7 +87,7 @@ def test_recomputing_on_xla(kind: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

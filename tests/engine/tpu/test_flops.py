@@ -88,7 +88,8 @@ def test_a_probe_trains_its_head_alone() -> None:
 
 
 def test_a_teacher_is_counted_where_its_model_is_known() -> None:
-    recipe = load_recipe(RECIPES / "bai2021" / "deit_small_distill.yaml")
+    words = ["objective.distill={teacher: runs/teacher}"]
+    recipe = load_recipe(RECIPES / "quickstart" / "cnn_clean.yaml", words)
     passes = passes_of(recipe.objective)
     unknown = count_flops(recipe, passes)
     assert unknown.missing == "the teacher's forward pass"

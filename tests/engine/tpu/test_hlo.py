@@ -58,7 +58,8 @@ ENTRY %main (a: bf16[16,128], b: bf16[128,256]) -> (bf16[16,256]) {
   %b = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(1)
   %start = (bf16[128,256]{1,0:T(8,128)(2,1)S(1)}, bf16[128,256]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%b)
   %done = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} copy-done(%start)
-  %fusion = bf16[16,256]{1,0:T(8,128)(2,1)} fusion(%a, %done), kind=kOutput, calls=%inner, metadata={op_name="head"}
+  %fusion = bf16[16,256]{1,0:T(8,128)(2,1)} fusion(%a, %done), kind=kOutput, calls=%inner, metadata={op_name="head"}, \
+backend_config={"window_config":{"estimated_cycles":"1924"}}
   %flat = bf16[4096]{0:T(256)} bitcast(%fusion)
   ROOT %out = (bf16[16,256]{1,0:T(8,128)(2,1)}) tuple(%fusion)
 }
@@ -73,6 +74,7 @@ def test_a_fusion_counts_once_and_its_inner_values_take_no_memory() -> None:
     assert found.hbm_bytes == 2 * (128 * 256 + 16 * 128 + 16 * 256)
     # In any memory: fetched, put on the chip, used.
     assert found.most_moved[0] == Moved("bf16[128,256]", 3, 3 * 65536, 65536)
+    assert found.cycles == 1924
     assert found.collectives == ()
     assert found.host_transfers == {}
 
