@@ -19,26 +19,26 @@ from torch.autograd.function import once_differentiable
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(scale q k^T) v, all (N,H,T,D)."""
+    """softmax(q k^T) v, all (N,H,T,D)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        share = torch.softmax(_wide(q @ k.transpose(-2, -1)) * scale, dim=-1).to(v.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Nothing between product and softmax: a factor there makes XLA keep float32 scores.
+        share = torch.softmax(_wide(q @ k.transpose(-2, -1)), dim=-1).to(v.dtype)
         out = share @ v
         ctx.save_for_backward(q, k, v, share, out)
-        ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, share, out = ctx.saved_tensors
         grad = grad.to(v.dtype)
         delta = (_wide(grad) * _wide(out)).sum(dim=-1, keepdim=True)
         grad_share = grad @ v.transpose(-2, -1)
-        grad_scores = (_wide(share) * (_wide(grad_share) - delta) * ctx.scale).to(v.dtype)
+        grad_scores = (_wide(share) * (_wide(grad_share) - delta)).to(v.dtype)
         grad_k = grad_scores.transpose(-2, -1) @ q
-        return grad_scores @ k, grad_k, share.transpose(-2, -1) @ grad, None
+        return grad_scores @ k, grad_k, share.transpose(-2, -1) @ grad
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v of q, k, v (N,H,T,D), the softmax in float32 at least. No second derivative."""
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T) v of q (scaled already), k, v (N,H,T,D), the softmax in float32 at least. No second derivative."""
     apply: Callable[..., Tensor] = _Attend.apply
-    return apply(q, k, v, scale)
+    return apply(q, k, v)
 
 
 class LeanAttention(nn.Module):
@@ -68,7 +68,7 @@ class LeanAttention(nn.Module):
         shape = (*x.shape[:2], 3, self.num_heads, self.head_dim)
         q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = attend(q, k, v, self.scale).transpose(1, 2).flatten(2)
+        out = attend(q * self.scale, k, v).transpose(1, 2).flatten(2)
         projected: Tensor = self.proj_drop(self.proj(self.norm(out)))
         return projected
 
