@@ -190,8 +190,11 @@ def _starts(found: Mapping[str, Run]) -> list[str]:
             warmup, first = run.recipe["objective"]["warmup"], run.reports[0]
             points = [[epoch, f"{255 * eps:g}/255"] for epoch, eps in warmup["eps"]] if warmup else "null"
             distance = f"{255 * first['distance']:.1f}/255 after {first['step']} updates"
+            curve = (
+                f"training top-1 on attacked images at the end of each epoch {', '.join(_by_epoch(run))} %"
+            )
             lines.append(
-                f"- {name}: objective.warmup {points}; mean distance of the attacked images {distance}."
+                f"- {name}: objective.warmup {points}; mean distance of the attacked images {distance}; {curve}."
             )
     return lines
 

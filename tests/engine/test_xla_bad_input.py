@@ -28,7 +28,7 @@ def recipe(few_digits: Path, tmp_path: Path) -> Path:
 def start(environment: dict[str, str], *words: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "launch_xla.py"), *map(str, words)]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300
+        command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False, timeout=550
     )
 
 
