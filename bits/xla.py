@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bits.environment import Clip, Precision, ReduceDtype, StepWatch
 from bits.later import LaterQueue, copies
 from bits.processor import peak_resident
+from bits.xla_generator import seed
 from bits.xla_gradients import install
 from bits.xla_recompute import recompute
 from bits.xla_watch import XlaWatch, sync
@@ -129,7 +130,7 @@ class XlaEnvironment:
         return recompute(module, *inputs)
 
     def seed(self, value: int) -> None:
-        torch_xla.manual_seed(value % (1 << 31))
+        seed(value % (1 << 31))
 
     @contextmanager
     def accumulating(self, wrapped: nn.Module) -> Iterator[None]:

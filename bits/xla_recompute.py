@@ -6,11 +6,14 @@ computations and make them one, so what goes into the second passes an optimizat
 gradient passes the same one, so that the second cannot be scheduled before it is needed.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch_xla.core.xla_model as xla_model
 from torch import Tensor, nn
+
+from bits.xla_generator import replayed, standing
 
 
 def recompute(module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -26,11 +29,11 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: nn.Module, count: int, *tensors: Tensor) -> Tensor:
-        seed = xla_model.get_rng_state()
+        seed = standing()
         out: Tensor = module(*tensors[:count])
         ctx.module, ctx.count = module, count
         # None where nothing was drawn: a seed that is set is one more transfer to the device in every step.
-        ctx.seed = None if xla_model.get_rng_state() == seed else seed
+        ctx.seed = None if standing() == seed else seed
         ctx.is_autocast = torch.is_autocast_enabled("xla")
         ctx.dtype = torch.get_autocast_dtype("xla")
         ctx.save_for_backward(*tensors)
@@ -52,13 +55,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def _again(ctx: Any, inputs: list[Tensor]) -> Tensor:
-    now = xla_model.get_rng_state()
-    if ctx.seed is not None:
-        xla_model.set_rng_state(ctx.seed)
-    try:
-        with torch.enable_grad(), torch.autocast("xla", dtype=ctx.dtype, enabled=ctx.is_autocast):
-            out: Tensor = ctx.module(*inputs)
-    finally:
-        if ctx.seed is not None:
-            xla_model.set_rng_state(now)
+    autocast = torch.autocast("xla", dtype=ctx.dtype, enabled=ctx.is_autocast)
+    with torch.enable_grad(), autocast, nullcontext() if ctx.seed is None else replayed(ctx.seed):
+        out: Tensor = ctx.module(*inputs)
     return out

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
-import torch_xla
 import torch_xla.debug.metrics as metrics
 from torch import Tensor
 from torch_xla import _XLAC
 
+from bits.xla_generator import end_graph
 from bits.xla_record import Call, Recorder, first_difference
 
 WARM_UP = 2  # updates
@@ -84,7 +84,7 @@ def sync(*, wait: bool = False) -> None:
     allowed = _XLAC._get_allow_execution()
     _XLAC._set_allow_execution(True)
     try:
-        torch_xla.sync(wait=wait)
+        end_graph(wait=wait)
     finally:
         _XLAC._set_allow_execution(allowed)
 

@@ -112,6 +112,12 @@ class TrainStep:
             return self._run(batch, knobs)
 
     def _run(self, batch: Batch, knobs: Knobs) -> bool:
+        ended = self._made(batch, knobs)
+        # Out here no tensor of the step is held any more: on XLA it would be an output of the graph, written each time.
+        self.env.cut()
+        return ended
+
+    def _made(self, batch: Batch, knobs: Knobs) -> bool:
         image, target = self._inputs(batch)
         if self.guard is not None and self._micro == 0:
             self.guard.before()
@@ -125,7 +131,6 @@ class TrainStep:
         if not is_inner:
             self._update(knobs)
             self._micro = 0
-        self.env.cut()
         return not is_inner
 
     def _show(self, image: Tensor, attacked: Tensor | None) -> None:

@@ -24,9 +24,14 @@ def answer() -> dict[str, Any]:
         words=["run.batch_size=128", "run.precision=bf16"],
         topology=find_topology("v5e:2x2"),
         batch_per_device=32,
-        timeout_s=1800.0,
+        timeout_s=500.0,
     )
-    return compile_step(order)
+    try:
+        return compile_step(order)
+    except ValueError as error:
+        if "another tpu-check" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def test_it_compiles_with_figures_of_one_device(answer: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ WORKER = Path(__file__).with_name("step_worker.py")
     [
         ("cnn_adv",),  # PGD-1, norms with running statistics, and the guard that puts them back
         pytest.param(
-            ("vit_adv", "run.precision=bf16", "optim.ema=0.99", "optim.clip_norm=1.0", "objective.mixup=0.8"),
+            ("vit_adv", "run.precision=bf16", "optim.clip_norm=1.0", "objective.mixup=0.8"),
             marks=pytest.mark.slow,
         ),
     ],
