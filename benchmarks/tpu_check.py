@@ -96,7 +96,8 @@ def row_of(folder: Path, case: Case, topology: str) -> Row:
     if answer is None:
         return Pending(case.name, topology, BATCH)
     recipe = load_recipe(ROOT / f"recipes/{case.recipe}.yaml", case.words)
-    return read(answer, recipe=recipe, passes=passes_of(recipe.objective), name=case.name)
+    passes = passes_of(recipe.objective, recompute=recipe.model.recompute)
+    return read(answer, recipe=recipe, passes=passes, name=case.name)
 
 
 def write(rows: list[Row]) -> Path:

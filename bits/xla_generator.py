@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch_xla
 import torch_xla.core.xla_model as xla_model
 
-_began: int | None = None  # the state that this graph began with; None before the first seed or end of a graph
+# The state that this graph began with: None before the first seed or end of a graph.
+_began: int | None = None
 _is_replayed = False  # since then
 
 

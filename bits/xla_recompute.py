@@ -19,7 +19,7 @@ from bits.xla_generator import replayed, standing
 def recompute(module: nn.Module, *inputs: Tensor) -> Tensor:
     """`module(*inputs)`, a tensor. The second run draws the numbers of the first, under the autocast of the first."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    out: Tensor = _Recompute.apply(module, len(inputs), *inputs, *parameters)
+    out: Tensor = _Recompute.apply(module, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -56,6 +56,6 @@ class _Recompute(torch.autograd.Function):
 
 def _again(ctx: Any, inputs: list[Tensor]) -> Tensor:
     autocast = torch.autocast("xla", dtype=ctx.dtype, enabled=ctx.is_autocast)
-    with torch.enable_grad(), autocast, nullcontext() if ctx.seed is None else replayed(ctx.seed):
+    with torch.set_grad_enabled(True), autocast, nullcontext() if ctx.seed is None else replayed(ctx.seed):
         out: Tensor = ctx.module(*inputs)
     return out

@@ -81,7 +81,7 @@ def count(recipe: Recipe, access: Access) -> tuple[Plan, TrainingSet | None]:
         timetable = Timetable(
             recipe=recipe, num_samples=index.num_samples, global_batch=recipe.run.batch_size
         )
-    passes = passes_of(recipe.objective)
+    passes = passes_of(recipe.objective, recompute=recipe.model.recompute)
     updates = None if timetable is None else timetable.num_updates
     eval_images = _eval_images(recipe, access, notes)
     size = _checkpoint_bytes(recipe, model)

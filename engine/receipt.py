@@ -18,7 +18,7 @@ RECEIPT = "receipt.json"
 def planned(recipe: Recipe, *, updates: int, eval_images: int | None) -> dict[str, Any]:
     """By the recipe alone; passes count as forward passes of one image."""
     images = updates * recipe.optim.accumulate * recipe.run.batch_size
-    passes = passes_of(recipe.objective)
+    passes = passes_of(recipe.objective, recompute=recipe.model.recompute)
     return {
         "updates": updates,
         "images": images,

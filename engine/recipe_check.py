@@ -140,7 +140,7 @@ def _check_weights(recipe: Recipe, index: TrainingSet | None, run_folder: Path) 
 def _cost(recipe: Recipe, macs: int) -> str:
     """A backward pass counts as two forward passes, one where only the image's gradient is needed."""
     objective = recipe.objective
-    passes = passes_of(objective).as_forwards
+    passes = passes_of(objective, recompute=recipe.model.recompute).as_forwards
     attacked = ""
     if objective.kind == "free":
         attacked = f" {objective.replays} times"

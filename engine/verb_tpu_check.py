@@ -126,9 +126,8 @@ def _do(row: Row, folder: Path | None, *, is_alone: bool) -> tuple[dict[str, Any
         }
         if path is not None:
             _write(path, json.dumps(answer, indent=1) + "\n")
-    return answer, read(
-        answer, recipe=row.recipe, passes=passes_of(row.recipe.objective), name=row.recipe.name
-    )
+    passes = passes_of(row.recipe.objective, recompute=row.recipe.model.recompute)
+    return answer, read(answer, recipe=row.recipe, passes=passes, name=row.recipe.name)
 
 
 def _found(path: Path, row: Row) -> dict[str, Any] | None:

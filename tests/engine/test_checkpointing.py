@@ -12,11 +12,13 @@ import yaml
 
 from bits.environment import Environment, open_environment
 from bits.meters import Meters
+from bits.state import TrainState
 from data.batch import LAM, NUM_DRAWS, START, Batch
 from engine.build import batch_layout, build_state, check_model
 from engine.free import make_step
 from engine.knobs import pack_knobs
 from engine.log import read_log
+from engine.passes import passes_of
 from engine.recipe import Recipe, parse_recipe
 from engine.step import meter_names, step_settings
 from models.recompute import blocks
@@ -56,9 +58,12 @@ def make_batch(seed: int) -> Batch:
     )
 
 
-def trained(env: Environment, settings: Recipe) -> dict[str, torch.Tensor]:
-    """The model and its average after three steps."""
+def trained(
+    env: Environment, settings: Recipe, watch: Callable[[TrainState], None] = lambda state: None
+) -> dict[str, torch.Tensor]:
+    """The model and its average after three steps; `watch` sees the state before them."""
     state = build_state(settings, env, num_classes=5, layout=batch_layout(8, env))
+    watch(state)
     state.model.train()
     kinds = {type(block).__name__.startswith("Recomputed") for block in blocks(state.model)}
     assert kinds == {settings.model.recompute}
@@ -99,6 +104,21 @@ def test_every_objective_learns_the_same(objective: dict[str, Any], model: dict[
         assert torch.equal(found[name], tensor), (
             f"{name}: {(found[name].float() - tensor.float()).abs().max()}"
         )
+
+
+@pytest.mark.parametrize(("objective", "model"), OBJECTIVES)
+def test_its_passes_are_counted(objective: dict[str, Any], model: dict[str, Any]) -> None:
+    """Of the first layer of a block: what the update runs is what `passes_of` says, with and without."""
+    env = open_environment("cpu")
+    for recompute in (False, True):
+        settings, runs = recipe(objective, recompute=recompute, **model), []
+
+        def watch(state: TrainState, runs: list[int] = runs) -> None:
+            first = next(part for part in blocks(state.model)[0].modules() if not list(part.children()))
+            first.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
+
+        trained(env, settings, watch)
+        assert sum(runs) == 3 * 8 * passes_of(settings.objective, recompute=recompute).forward
 
 
 def test_a_model_without_blocks_is_refused_before_it_is_built() -> None:

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 import torch_xla
 import torch_xla.debug.metrics as metrics
+from bits.xla_gradients import install
 from bits.xla_recompute import recompute
 from models.recompute import recompute_blocks
 from models.registry import create_model
 from robust.gradient import input_gradient
 
+install(reduce_float32=True)
 device = torch_xla.device()
 image, label = torch.rand(4, 3, 64, 64), torch.arange(4)
 MODELS = {

@@ -44,7 +44,7 @@ def margin(model: nn.Module, image: Tensor, label: int) -> float:
 def loop(model: nn.Module, clean: Tensor, label: int, seed: int, queries: int) -> tuple[Tensor, float]:
     """One image, greedily, with slices and Python's branches."""
     seeds = torch.tensor([seed])
-    signs = torch.where(noise(seeds, (3, 1, SIZE))[0] < 0.5, -1.0, 1.0)
+    signs = torch.where(noise(seeds, (3, 1, SIZE))[0] < 0.5, -1.0, 1.0).double()
     best = (clean + EPS * signs).clamp(0, 1)
     smallest = margin(model, best, label)
     for query in range(queries):
