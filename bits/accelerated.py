@@ -86,6 +86,7 @@ class AcceleratedEnvironment:
 
     num_devices = 1
     native_batch_norm = True
+    fused_attention = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class Environment(Protocol):
     world_size: int  # number of processes
     num_devices: int  # devices driven by this process (more than one only under XLA SPMD)
     native_batch_norm: bool  # whether the backend's own BatchNorm keeps torch's running statistics
+    fused_attention: bool  # whether torch's attention is one kernel that keeps no T x T matrix
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves `module` to the device, replicated; returns it (unwrapped)."""

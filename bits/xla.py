@@ -75,6 +75,7 @@ class XlaEnvironment:
     native_batch_norm = (
         False  # torch_xla 2.9 stores the biased variance in running_var; torch the unbiased one
     )
+    fused_attention = False
 
     def __init__(self, *, precision: Precision, num_devices: int) -> None:
         self.precision = precision

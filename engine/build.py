@@ -19,6 +19,7 @@ from engine.optim import SGD, AdamW, TensorLrOptimizer
 from engine.param_groups import groups_of
 from engine.recipe import Recipe
 from engine.schedule import warmup_at
+from models.attention import set_lean_attention
 from models.head import train_head_only
 from models.norm import check_ghost, parse_norm_stats
 from models.pixel import PixelModel
@@ -100,6 +101,8 @@ def build_model(recipe: Recipe, env: Environment, *, num_classes: int, layout: L
         drop_path=recipe.model.drop_path,
         **extra,
     )
+    if not env.fused_attention:
+        set_lean_attention(model)
     env.place(model)
     return model
 

@@ -500,7 +500,8 @@ def case_dropout_follows_the_seed(env: Environment, folder: Path) -> None:
 
 
 def case_recompute_changes_no_number(env: Environment, folder: Path) -> None:
-    """Dropout included, and what is drawn afterwards; a backward pass for the input alone touches no weight."""
+    """Dropout included, and what is drawn afterwards, behind a cut too; a backward pass for the input alone touches no
+    weight."""
     found: list[list[Tensor]] = []
     for is_recomputed in (False, True):
         torch.manual_seed(0)

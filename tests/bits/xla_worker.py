@@ -147,6 +147,7 @@ CONVOLUTIONS = {
     "padded point": ((2, 1, 1, 1), (1, 1)),
     "grouped": ((2, 1, 2, 2), (3, 3)),
     "depthwise": ((1, 1, 1, 4), (3, 3)),
+    "patches": (((3, 2), 0, 1, 1), (3, 2)),  # a row and a column in none of them
 }
 
 

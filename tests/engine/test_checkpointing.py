@@ -111,7 +111,8 @@ def test_its_passes_are_counted(objective: dict[str, Any], model: dict[str, Any]
     """Of the first layer of a block: what the update runs is what `passes_of` says, with and without."""
     env = open_environment("cpu")
     for recompute in (False, True):
-        settings, runs = recipe(objective, recompute=recompute, **model), []
+        settings = recipe(objective, recompute=recompute, **model)
+        runs: list[int] = []
 
         def watch(state: TrainState, runs: list[int] = runs) -> None:
             first = next(part for part in blocks(state.model)[0].modules() if not list(part.children()))
