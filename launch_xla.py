@@ -39,7 +39,8 @@ def launch(argv: list[str]) -> int:
         # Read once, when the runtime starts, which is after this line. A number that is set already is the machine's,
         # as chips are: another one asked for is refused.
         os.environ.setdefault("CPU_NUM_DEVICES", str(num_devices))
-    if flags["--compile-cache"] and (note := use_compile_cache(str(flags["--compile-cache"]))):
+    note = use_compile_cache(str(flags["--compile-cache"])) if flags["--compile-cache"] else None
+    if note:
         sys.stderr.write(f"{note}\n")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the runtime's deprecation notes, one per compile
     return run_verb(rest, Launch(backend="xla", num_devices=num_devices), program=PROGRAM)

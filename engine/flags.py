@@ -30,6 +30,14 @@ class _Parser(argparse.ArgumentParser):
 CHANGES = "recipe fields to change; @NAME: a list of them from variants.yaml beside the recipe"
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """One line for each verb: argparse forgets that verbs are indented, and breaks the line of the longest one."""
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(heading)
+        self._action_max_length = 13
+
+
 def make_parser(program: str) -> argparse.ArgumentParser:
     """All verbs and flags. Kept cheap: `--help` must not import torch."""
     flags = LAUNCHER_FLAGS.get(program, {})
@@ -38,7 +46,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         usage=f"{' '.join([program, *map(optional, flags)])} VERB ...   (VERB -h explains a verb)",
         description="Train and measure robust image classifiers.",
         epilog="before VERB:\n" + "\n".join(f"  {flag:<18}{text}" for flag, text in flags.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(

@@ -12,7 +12,7 @@ import yaml
 
 from data.bad import BadSample
 from data.index import load_index
-from engine import health_monitor, verb_train
+from engine import free, health_monitor, loop, verb_train
 from engine.adversarial_objectives import Mart, Trades, WithClean
 from engine.bad_images import BadImages
 from engine.cli import Launch, parse
@@ -116,7 +116,12 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
             judged.append(watch)
             return (Watch(low=1), "planted") if len(judged) == 2 else (Watch(), None)
 
+        def make_step(*, warn: Any, **values: Any) -> Any:
+            warn("planted")  # as the step guard does on XLA
+            return free.make_step(warn=warn, **values)
+
         patch.setattr(health_monitor, "check", check)
+        patch.setattr(loop, "make_step", make_step)
         health = "run.health={every: 1, images: 2, steps: 1, rollback: true}"
         arguments = parse(
             [*words, health, "run.max_steps=3", "run.checkpoint_every=1", "--output", str(folder / "back")],
@@ -133,7 +138,11 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     bad.note([BadSample("torn", shard="train-000000.tar", key="7/1", position=3)])
     environment: Any = SimpleNamespace(world_size=1, agree=lambda value: value)
     bad.report(environment, RunLog(folder / "error/log.jsonl"), 1)
-    back = [e for e in read_log(folder / "back/log.jsonl") if e["event"] in ("health", "alarm", "rollback")]
+    back = [
+        e
+        for e in read_log(folder / "back/log.jsonl")
+        if e["event"] in ("health", "alarm", "rollback", "changed")
+    ]
     return back + [
         entry for name in ("run", "stop", "error") for entry in read_log(folder / name / "log.jsonl")
     ]
