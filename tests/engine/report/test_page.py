@@ -313,7 +313,7 @@ def test_cost_planned_and_used(tmp_path: Path, make_run: MakeRun, report: Report
     runs = [make_run(tmp_path / name) for name in "ab"]
     (runs[0] / "receipt.json").write_text(json.dumps(RECEIPT))
     (runs[1] / "receipt.json").write_text("{}")
-    result = report(*runs)
+    result = report(*runs, output=tmp_path / "page.html")
     assert [w for w in result["warnings"] if "receipt.json is no receipt" in w] == [
         "b: receipt.json is no receipt: it has no objects `planned` and `used`"
     ]
