@@ -64,9 +64,11 @@ def serve(backend: str) -> None:
 class Arm:
     """One worker process."""
 
+    script = Path(__file__)  # it takes --serve BACKEND
+
     def __init__(self, backend: str) -> None:
         environment = os.environ | {"PJRT_DEVICE": "CPU", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        command = [sys.executable, str(Path(__file__)), "--serve", backend]
+        command = [sys.executable, str(self.script), "--serve", backend]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -1,10 +1,28 @@
 """The entries of a recipe's `evals`: a suite to judge, or an attack on the clean images."""
 
+from importlib import import_module
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, PositiveInt, Tag, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationInfo,
+)
 
 from engine.values import PositiveRadius, Section
+
+STANDARD = "standard"
+
+
+def _not_both(images: str | None, info: ValidationInfo) -> str | None:
+    if images is not None and info.data.get("num_images") is not None:
+        raise ValueError(f"is {images!r}, but num_images is given too; a subset is one or the other")
+    return images
 
 
 class EvalSection(Section):
@@ -16,6 +34,9 @@ class EvalSection(Section):
     )
     batch_size: PositiveInt | None = None  # global; None: run.batch_size
     num_images: PositiveInt | None = None  # None: all of data.val
+    images: Annotated[str | None, AfterValidator(_not_both)] = (
+        None  # file with a name of an image on each line
+    )
 
 
 class SuiteEval(EvalSection):
@@ -37,8 +58,14 @@ def _not_alike(restarts: int, info: ValidationInfo) -> int:
     return restarts
 
 
+def _known_attack(attack: object) -> object:
+    if attack != "pgd":  # the other one has an entry of its own
+        raise ValueError(f"is {attack!r}, but must be 'pgd' or 'autoattack'")
+    return attack
+
+
 class AttackEval(EvalSection):
-    attack: Literal["pgd"]
+    attack: Annotated[Literal["pgd"], BeforeValidator(_known_attack)]
     norm: Literal["linf", "l2"]
     eps: PositiveRadius  # in this norm, pixel units
     step_size: PositiveRadius
@@ -57,6 +84,31 @@ class AttackEval(EvalSection):
         return f"{self.attack}{self.steps}_{radius_name(self.norm, self.eps)}{many}{best}"
 
 
+def _known_version(version: str) -> str:
+    # What there is stands with the attack, which needs torch: `list recipes` shall not wait for it.
+    if version != STANDARD and version not in (known := import_module("robust.versions").VERSIONS):
+        raise ValueError(
+            f"is {version!r}, but AutoAttack's versions are {', '.join(known)}; name one of them"
+        )
+    return version
+
+
+class AutoAttackEval(EvalSection):
+    """Several attacks in turn, each on what the ones before it have left."""
+
+    attack: Literal["autoattack"]
+    norm: Literal["linf", "l2"]
+    eps: PositiveRadius  # in this norm, pixel units
+    version: Annotated[str, AfterValidator(_known_version)] = STANDARD
+    save_images: bool = False  # what broke each image, as float32
+
+    @property
+    def name(self) -> str:
+        """Such as aa_linf4 (eps in 1/255), and aa-rand_l2_0.5 of another version than standard."""
+        version = "" if self.version == STANDARD else f"-{self.version}"
+        return f"aa{version}_{radius_name(self.norm, self.eps)}"
+
+
 def radius_name(norm: str, eps: float) -> str:
     """linf8 for 8/255, l2_0.5 for 0.5: four digits."""
     return f"linf{eps * 255:.4g}" if norm == "linf" else f"{norm}_{eps:.4g}"
@@ -64,14 +116,20 @@ def radius_name(norm: str, eps: float) -> str:
 
 def _entry_kind(value: object) -> str:
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else {}
+    if keys.get("attack") == "autoattack":
+        return "autoattack entry"
     return "attack entry" if "attack" in keys else "suite entry"
 
 
 EVAL_TAGS = (
     "attack entry",
+    "autoattack entry",
     "suite entry",
 )  # pydantic puts them into the path of an error; recipe.py takes them out
+AnyEval = SuiteEval | AttackEval | AutoAttackEval
 EvalEntry = Annotated[
-    Annotated[AttackEval, Tag("attack entry")] | Annotated[SuiteEval, Tag("suite entry")],
+    Annotated[AttackEval, Tag("attack entry")]
+    | Annotated[AutoAttackEval, Tag("autoattack entry")]
+    | Annotated[SuiteEval, Tag("suite entry")],
     Discriminator(_entry_kind),
 ]

@@ -4,7 +4,7 @@ The prediction that counts is float32, by the model as it is, in eval mode. An i
 its ledger: images that have their rows are not judged again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,11 @@ from data.bad import BadSample
 from data.batch import Batch
 from data.index import DatasetIndex
 from data.loader import OnBad, eval_loader
-from data.order import permutation
 from data.pool import STUCK_AFTER_S
 from data.transform import EvalTransform
 from engine.agreement import is_same_data
-from engine.eval_fields import AttackEval, SuiteEval
+from engine.chosen import Chosen, chosen
+from engine.eval_fields import AnyEval, AttackEval, SuiteEval
 from engine.ledger import LedgerWriter, read_ledger
 from engine.rows import CLEAN, effort_of, rows_of
 from engine.stop import Stopped
@@ -58,18 +58,20 @@ class Evaluator:
     )
     stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
     on_progress: Callable[[int, int], None] = lambda done, total: None  # images, after each batch
+    say: Callable[[str], None] = lambda text: None  # lines for the person who watches
 
     def run(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         """Judges what is not in the ledger yet and returns the result as plain values."""
-        description = self._describe(entry)
+        found = self.chosen(entry)
+        keys = found.keys
+        description = self.describe(found, _settings(entry))
         identity = evaluation_id(**description)
-        keys = self.keys(entry)
         components = (CLEAN,) if isinstance(entry, SuiteEval) else (CLEAN, entry.name)
         with LedgerWriter(self.ledger, self.env.rank) as writer:
             writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
             self.env.barrier()  # every writer's file exists before anyone reads what is done
             left = self._left(keys, identity, components)
-            self._agree_on(identity, left)  # nobody writes before everyone has read
+            self.agree_on(identity, left)  # nobody writes before everyone has read
             bad = set[int]()  # positions
             write = partial(self._write, writer, identity, components, effort_of(entry), bad)
             try:
@@ -87,25 +89,12 @@ class Evaluator:
             **counts,
         }
 
-    def _describe(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
-        attack = None
-        if isinstance(entry, AttackEval):
-            fields = (
-                "attack",
-                "norm",
-                "eps",
-                "step_size",
-                "steps",
-                "random_start",
-                "restarts",
-                "best_iterate",
-            )
-            attack = {name: getattr(entry, name) for name in fields}
-        # The subset is part of the id: sums over the rows of one id are always over one set of images.
-        subset = self.suite if entry.num_images is None else f"{self.suite}[{entry.num_images}]"
+    def describe(self, selected: Chosen, attack: Mapping[str, object] | None) -> dict[str, Any]:
+        """The parts of the evaluation's id; `attack` are the settings of one, None for a suite."""
         return {
             "weights_sha256": self.weights_sha256,
-            "suite": f"{subset}@{self.index.dataset_id}",
+            # The subset is part of the id: sums over the rows of one id are always over one set of images.
+            "suite": f"{self.suite}{selected.subset}@{self.index.dataset_id}",
             # Where bad images count as wrong, verdicts are not those of an evaluation that would have stopped.
             "contract": contract_id(self.transform, self.image_size) + "-badwrong" * (self.bad == "wrong"),
             "attack": attack,
@@ -113,12 +102,13 @@ class Evaluator:
             "precision": PRECISION,
         }
 
-    def keys(self, entry: SuiteEval | AttackEval) -> np.ndarray:
-        """All positions, or a fixed pseudo-random subset that is the same for every model and seed."""
-        total = self.index.num_samples
-        if entry.num_images is None or entry.num_images >= total:
-            return np.arange(total)
-        return np.sort(permutation(total, seed=0, epoch=0)[: entry.num_images])
+    def chosen(self, entry: AnyEval) -> Chosen:
+        """The images of `entry`: all, a fixed pseudo-random subset, or those of a list."""
+        return chosen(self.index, entry)
+
+    def keys(self, entry: AnyEval) -> np.ndarray:
+        """Their positions."""
+        return self.chosen(entry).keys
 
     def _left(self, keys: np.ndarray, identity: str, components: Sequence[str]) -> np.ndarray:
         book = read_ledger(self.ledger, identity)
@@ -127,7 +117,7 @@ class Evaluator:
             done &= set(book.done(identity, component).tolist())
         return np.array([key for key in keys.tolist() if key not in done], dtype=np.int64)
 
-    def _agree_on(self, identity: str, left: np.ndarray) -> None:
+    def agree_on(self, identity: str, left: np.ndarray) -> None:
         """ValueError when ranks differ in what there is to do: they would wait for each other for ever."""
         if not is_same_data(self.env, identity.encode() + left.tobytes()):
             raise ValueError(
@@ -156,7 +146,8 @@ class Evaluator:
             pin=self.env.pin,
         )
 
-    def _note(self, bad: set[int], samples: Sequence[BadSample]) -> None:
+    def note(self, bad: set[int], samples: Sequence[BadSample]) -> None:
+        """Keeps the positions of bad samples, which count as wrong, and says so."""
         for sample in samples:
             bad.add(sample.position)
             if self.warn is not None:
@@ -187,7 +178,7 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            loader = self._loader(entry, keys, self.num_workers, partial(self._note, bad))
+            loader = self._loader(entry, keys, self.num_workers, partial(self.note, bad))
             watch = self.env.watch(calls=1, warn=self.warn or (lambda text: None))
             for number, batch in enumerate(loader, start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
@@ -241,3 +232,11 @@ class Evaluator:
     ) -> None:
         """One transaction for all rows of a batch."""
         writer.write(rows_of(self.index, identity, components, effort, bad, batch, verdicts))
+
+
+def _settings(entry: SuiteEval | AttackEval) -> Mapping[str, object] | None:
+    """The part of an evaluation's id that is about its attack."""
+    if not isinstance(entry, AttackEval):
+        return None
+    fields = ("attack", "norm", "eps", "step_size", "steps", "random_start", "restarts", "best_iterate")
+    return {name: getattr(entry, name) for name in fields}

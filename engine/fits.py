@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from engine.eval_fields import AttackEval, EvalEntry, SuiteEval
+from engine.eval_fields import EvalEntry, SuiteEval
 from engine.fits_health import check_health
 from engine.fits_objective import check_objective
 from engine.fits_optim import check_optim, check_sizes
@@ -107,11 +107,13 @@ def _check_decoding(recipe: "Recipe") -> None:
 
 def _check_radii(recipe: "Recipe") -> None:
     """An l2 ball wider than the set of all images forbids nothing: its radius is in another unit."""
-    attacks = {f"evals[{i}]": entry for i, entry in enumerate(recipe.evals) if isinstance(entry, AttackEval)}
+    attacks = {
+        f"evals[{i}]": entry for i, entry in enumerate(recipe.evals) if not isinstance(entry, SuiteEval)
+    }
     widest = math.sqrt(3) * recipe.data.image_size
     for where, attack in {"objective.attack": recipe.objective.attack, **attacks}.items():
         for field in ("eps", "step_size") if attack and attack.norm == "l2" else ():
-            if (value := getattr(attack, field)) > widest:
+            if (value := getattr(attack, field, 0.0)) > widest:
                 raise ValueError(
                     f"{where}.{field} is {value:g}, but images of {recipe.data.image_size} px are at most "
                     f"{widest:.4g} apart in l2; likely meant: {value:g}/255"

@@ -130,21 +130,28 @@ def _add_attack(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 2/255,4/255,8/255 --steps 20 --restarts 3"
     parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
     _add_subject(parser)
-    parser.add_argument("--attack", default="pgd", help="pgd")
+    parser.add_argument("--attack", default="pgd", help="pgd (default) or autoattack (see `list attacks`)")
     parser.add_argument("--norm", default="linf", help="linf (default) or l2")
     parser.add_argument(
         "--eps",
         required=True,
         help="radius in pixel units and the norm, e.g. 4/255; several, comma-separated, give a result each",
     )
-    parser.add_argument("--step-size", help="pixel units, for every radius (default: a quarter of each)")
-    parser.add_argument("--steps", type=int, default=20, help="gradient steps of a restart (default: 20)")
-    parser.add_argument("--no-random-start", action="store_true", help="start from the clean image")
-    parser.add_argument("--restarts", type=int, default=1, help="random starts; the strongest result counts")
+    parser.add_argument("--step-size", help="pgd: pixel units, for every radius (default: a quarter of each)")
+    parser.add_argument("--steps", type=int, help="pgd: gradient steps of a restart (default: 20)")
+    parser.add_argument("--no-random-start", action="store_true", help="pgd: start from the clean image")
     parser.add_argument(
-        "--best-iterate", action="store_true", help="the strongest iterate counts, not the last one"
+        "--restarts", type=int, help="pgd: random starts; the strongest result counts (default: 1)"
     )
-    parser.add_argument("--num-images", type=int, help="a fixed subset, the same for every model")
+    parser.add_argument(
+        "--best-iterate", action="store_true", help="pgd: the strongest iterate counts, not the last one"
+    )
+    parser.add_argument("--version", metavar="NAME", help="autoattack: what runs (default: standard)")
+    parser.add_argument(
+        "--save-images",
+        action="store_true",
+        help="autoattack: keep the image that broke each one, as float32",
+    )
     _add_measuring(parser)
 
 
@@ -182,7 +189,15 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "the run)",
     )
     _add_remote(parser)
-    parser.add_argument("--batch-size", type=int, help="global (default: run.batch_size)")
+    parser.add_argument("--num-images", type=int, help="a fixed subset, the same for every model")
+    parser.add_argument(
+        "--images", metavar="FILE", help="those whose names stand in FILE, one on each line, instead"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="global (default: run.batch_size); autoattack: lanes of each process (default: 64)",
+    )
     parser.add_argument(
         "--bad-images",
         choices=["stop", "wrong"],

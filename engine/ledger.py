@@ -85,6 +85,20 @@ class Ledger:
             [row[0] for row in self._db.execute(query, (evaluation_id, component))], dtype=np.int64
         )
 
+    def right(self, evaluation_id: str, component: str) -> NDArray[np.int64]:
+        """Sorted positions whose verdict is right."""
+        query = "SELECT position FROM verdict WHERE evaluation = ? AND component = ? AND correct ORDER BY position"
+        found = self._db.execute(query, (evaluation_id, component))
+        return np.array([row[0] for row in found], dtype=np.int64)
+
+    def effort(self, evaluation_id: str) -> dict[str, tuple[int, int]]:
+        """Of each component: images that it broke, and what it asked of the model (the sum of `queries`)."""
+        query = (
+            "SELECT component, COUNT(broken_by), SUM(COALESCE(queries, 0)) FROM verdict WHERE evaluation = ?"
+        )
+        found = self._db.execute(f"{query} GROUP BY component", (evaluation_id,))
+        return {component: (broken, queries) for component, broken, queries in found}
+
     def keys(self, evaluation_id: str, component: str) -> list[str]:
         """Names of the images that have a verdict."""
         query = "SELECT key FROM verdict WHERE evaluation = ? AND component = ?"

@@ -11,7 +11,8 @@ from torch import nn
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
-from engine.eval_fields import AttackEval, SuiteEval
+from engine.autoattack import run_autoattack
+from engine.eval_fields import AnyEval, AutoAttackEval
 from engine.evaluate import Evaluator
 from engine.folder import RunFolder
 from engine.gallery import store_gallery
@@ -21,7 +22,7 @@ from engine.sources import Access
 from engine.suites import open_eval_set
 from engine.verdict import weights_hash
 
-Entry = SuiteEval | AttackEval
+Entry = AnyEval
 Stop = Callable[[], bool]
 
 
@@ -44,7 +45,7 @@ def measure(
     results = []
     found = evaluators(env, recipe, folder.ledger, models, due, access, recipe_hash=recipe.hash)
     for evaluator, entry in found:
-        result = watched(evaluator, entry, log, stop_asked).run(entry)
+        result = judged(watched(evaluator, entry, log, stop_asked), entry)
         name = result_name(result)
         stored = name if epoch is None else f"{name}-epoch{epoch}"
         path = store_result(folder, log, stored, result)
@@ -94,7 +95,21 @@ def watched(evaluator: Evaluator, entry: Entry, log: RunLog, stop_asked: Stop) -
     """The evaluator that shows how far it is, under the name its result will have."""
     name = result_name({"name": entry.name, "weights": evaluator.weights})
     warn = partial(log.warn, rank=evaluator.env.rank)
-    return replace(evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name), warn=warn)
+    say = partial(_say, log, name)
+    return replace(
+        evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name), warn=warn, say=say
+    )
+
+
+def judged(evaluator: Evaluator, entry: Entry) -> dict[str, Any]:
+    """The result of any kind of entry; raises Stopped."""
+    if isinstance(entry, AutoAttackEval):
+        return run_autoattack(evaluator, entry)
+    return evaluator.run(entry)
+
+
+def _say(log: RunLog, name: str, text: str) -> None:
+    log.say(f"{name}: {text}")
 
 
 def weights_of(entry: Entry, models: Mapping[str, object]) -> list[str]:
@@ -126,6 +141,8 @@ def keep_pictures(
     result: Mapping[str, Any],
 ) -> None:
     """gallery/NAME.safetensors beside results/NAME.json, by the same name."""
+    if isinstance(entry, AutoAttackEval):
+        return  # an attack of hours is not made again for a picture; see save_images
     path = folder.gallery / f"{result_path.stem}.safetensors"
     store_gallery(evaluator, entry, path, num_images=num_images, evaluation=result["evaluation"])
 

@@ -7,15 +7,17 @@ import torch
 
 from engine.borrowed import Borrowed
 from engine.build import check_model
-from engine.eval_fields import AttackEval, EvalEntry
+from engine.eval_fields import AttackEval, AutoAttackEval, EvalEntry
 from engine.passes import passes_of
 from engine.recipe import Recipe
 from engine.sources import Access
 from engine.timetable import Timetable
 from engine.training_set import TrainingSet, open_training_set
 from models.catalogue import count_macs
+from robust.versions import Part, version_of
 
 FLOAT_BYTES = 4
+MANY_CLASSES = 10  # from there on AutoAttack costs the same
 OTHER_CHECKPOINTS = (
     1  # healthy-N or candidate-N, once step-N is pruned; and best-N, where a check may come too late
 )
@@ -126,8 +128,17 @@ def eval_forwards(recipe: Recipe, num_images: int) -> int:
 
 
 def _forwards(entry: EvalEntry) -> int:
-    """For an image: the clean verdict, then two for each step of an attack and one for its end."""
+    """For an image: the clean verdict, then two for each step of an attack and one for its end. AutoAttack spends so
+    many on an image that stands everything; one that breaks early costs a small part."""
+    if isinstance(entry, AutoAttackEval):
+        parts = version_of(entry.version, norm=entry.norm, num_classes=MANY_CLASSES).parts
+        return 1 + round(sum(_most_passes(part) for part in parts))
     return 1 + entry.restarts * (2 * entry.steps + 1) if isinstance(entry, AttackEval) else 1
+
+
+def _most_passes(part: Part) -> float:
+    passes = part.component.passes
+    return max(part.targets, part.restarts) * part.component.steps * (passes.forward + passes.backward)
 
 
 def _checkpoint_bytes(recipe: Recipe, model: torch.nn.Module) -> int:

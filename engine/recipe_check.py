@@ -11,7 +11,7 @@ from data.remote import is_url
 from engine.borrowed import teacher_macs, try_start, try_teacher
 from engine.build import batch_layout, check_model
 from engine.cli import Launch
-from engine.eval_fields import AttackEval, SuiteEval
+from engine.eval_fields import AnyEval, SuiteEval
 from engine.finding import Finding, failed
 from engine.folder import RunFolder
 from engine.machine import nearest_folder
@@ -85,9 +85,9 @@ def _describe(index: TrainingSet, recipe: Recipe) -> str:
 def _check_evals(recipe: Recipe, index: TrainingSet | None, access: Access) -> Iterator[Finding]:
     """A line per suite, one for all attacks: these start from the clean images."""
     classes = None if index is None else index.classes
-    attacks = [entry for entry in recipe.evals if isinstance(entry, AttackEval)]
-    entries: list[tuple[str, SuiteEval | AttackEval]] = [
-        (entry.name, entry) for entry in recipe.evals if not isinstance(entry, AttackEval)
+    attacks = [entry for entry in recipe.evals if not isinstance(entry, SuiteEval)]
+    entries: list[tuple[str, AnyEval]] = [
+        (entry.name, entry) for entry in recipe.evals if isinstance(entry, SuiteEval)
     ]
     if attacks:
         entries.append((", ".join(entry.name for entry in attacks), attacks[0]))

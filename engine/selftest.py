@@ -28,7 +28,7 @@ from engine.finding import Finding, failed
 from engine.knobs import Knobs, feed_knobs, pack_knobs
 from engine.ledger import read_ledger
 from engine.loading import build_train_loader
-from engine.measure import evaluators
+from engine.measure import evaluators, judged
 from engine.recipe import Recipe, parse_recipe
 from engine.sources import Access
 from engine.step import TrainStep, meter_names, step_settings
@@ -152,7 +152,7 @@ class Patient:
             recipe_hash=self.recipe.hash,
         )
         ((evaluator, entry),) = found
-        result = evaluator.run(entry)
+        result = judged(evaluator, entry)
         rows = list(read_ledger(self.folder / "ledger").rows(result["evaluation"]))
         correct = {name: sum(r.correct for r in rows if r.component == name) for name in result["components"]}
         counted = {name: part["num_correct"] for name, part in result["components"].items()}

@@ -9,7 +9,7 @@ from data.remote import is_url, join, shown
 from data.suite import Suite, find_shards, found_suites, load_suite, own_suite
 from data.transform import EvalTransform
 from engine.build import eval_transform
-from engine.eval_fields import AttackEval, SuiteEval
+from engine.eval_fields import AnyEval, SuiteEval
 from engine.recipe import Recipe
 from engine.sources import Access, numbered, open_shards
 
@@ -27,7 +27,7 @@ class EvalSet:
 
 
 def open_eval_set(
-    recipe: Recipe, entry: SuiteEval | AttackEval, access: Access, *, classes: Sequence[str] | None = None
+    recipe: Recipe, entry: AnyEval, access: Access, *, classes: Sequence[str] | None = None
 ) -> EvalSet:
     """The suite of `entry`; attacks start from the clean images. ValueError or OSError for shards that are not
     there, or whose class list is not `classes`, those of the training."""

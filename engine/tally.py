@@ -25,18 +25,62 @@ def tally(
     """Of evaluation `identity` in the ledger in `folder`: counts, for each component too, and their interval.
     `counts_bad`: images that could not be read count as wrong, and apart. ValueError where rows are missing."""
     book = read_ledger(folder, identity)
-    summary = book.summary(identity)
     for component in components:
-        found = summary["components"][component]["num_images"]
-        if found != len(keys):
+        _prove_whole(book, folder, identity, component, index, keys)
+    return _counted(book, identity, counts_bad=counts_bad)
+
+
+def tally_in_turn(
+    folder: Path,
+    identity: str,
+    components: Sequence[str],
+    index: DatasetIndex,
+    keys: np.ndarray,
+    *,
+    counts_bad: bool,
+) -> Mapping[str, Any]:
+    """The same of components that follow each other: every image has the first, and whatever is right so far has the
+    next one; nothing else has. Each component also has `num_broken`, and `queries`: model passes it spent."""
+    book = read_ledger(folder, identity)
+    _prove_whole(book, folder, identity, components[0], index, keys)
+    left = book.right(identity, components[0])
+    for component in components[1:]:
+        done = book.done(identity, component)
+        if not np.array_equal(done, left):
+            missing, strange = len(np.setdiff1d(left, done)), len(np.setdiff1d(done, left))
             raise ValueError(
-                f"{folder} has {found} of {len(keys)} images for {component}; do all processes write to "
-                "one disk? start again, it goes on from what is there"
+                f"{folder} lacks {component} on {missing} images that were right before it, and has it on {strange} "
+                "that were not; start again, it goes on from what is there"
             )
-        _prove(book, folder, identity, component, index, keys)
+        left = book.right(identity, component)
+    effort = book.effort(identity)
+    counts = dict(_counted(book, identity, counts_bad=counts_bad))
+    none = {"num_images": 0, "num_correct": 0, "num_top5": 0}
+    counts["components"] = {
+        name: {**counts["components"].get(name, none), "num_broken": broken, "queries": queries}
+        for name in components
+        for broken, queries in [effort.get(name, (0, 0))]
+    }
+    return counts
+
+
+def _counted(book: Ledger, identity: str, *, counts_bad: bool) -> Mapping[str, Any]:
+    summary = book.summary(identity)
     interval = wilson_interval(summary["num_correct"], summary["num_images"])
     bad = {"num_bad": book.count_predicted(identity, CLEAN, UNREADABLE)} if counts_bad else {}
     return {**summary, **bad, "interval": list(interval)}
+
+
+def _prove_whole(
+    book: Ledger, folder: Path, identity: str, component: str, index: DatasetIndex, keys: np.ndarray
+) -> None:
+    """Every image of `keys` has its verdict, and no other has one."""
+    if (found := len(book.done(identity, component))) != len(keys):
+        raise ValueError(
+            f"{folder} has {found} of {len(keys)} images for {component}; do all processes write to "
+            "one disk? start again, it goes on from what is there"
+        )
+    _prove(book, folder, identity, component, index, keys)
 
 
 def _prove(

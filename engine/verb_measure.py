@@ -9,18 +9,20 @@ from typing import Any
 from bits.environment import open_environment
 from engine.build import build_model
 from engine.cli import Launch
-from engine.eval_fields import AttackEval, SuiteEval, radius_name
+from engine.eval_fields import AnyEval, radius_name
 from engine.evaluate import Evaluator
 from engine.folder import RunFolder
 from engine.foreign import Stated
 from engine.log import RunLog, open_log
-from engine.measure import evaluators, keep_pictures, result_name, store_result, table, watched
+from engine.measure import evaluators, judged, keep_pictures, result_name, store_result, table, watched
 from engine.override import from_yaml
 from engine.recipe import Recipe, parse_recipe
 from engine.sources import Access
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from engine.subject import Subject, open_subject
 from engine.suites import locate, open_eval_set
+
+PGD_STEPS = 20
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _stated(arguments: argparse.Namespace) -> Stated:
 
 
 def _evaluate(
-    found: Iterable[tuple[Evaluator, SuiteEval | AttackEval]],
+    found: Iterable[tuple[Evaluator, AnyEval]],
     target: RunFolder,
     log: RunLog,
     num_pictures: int,
@@ -85,7 +87,7 @@ def _evaluate(
     results = []
     with StopRequest() as stop:
         for evaluator, entry in found:
-            result = watched(evaluator, entry, log, lambda: stop.asked).run(entry)
+            result = judged(watched(evaluator, entry, log, lambda: stop.asked), entry)
             path = store_result(target, log, result_name(result), result)
             keep_pictures(evaluator, entry, target, path, num_pictures, result)
             results.append({**result, "result": path.stem})
@@ -123,31 +125,45 @@ def _with_entries(recipe: Recipe, arguments: argparse.Namespace, access: Access)
 
 def _in_flags(line: str) -> str:
     """The line with the flags the user wrote instead of the recipe fields they stand for."""
-    return re.sub(r"\bevals\[\d+\]\.(\w+)", lambda match: "--" + str(match[1]).replace("_", "-"), line)
+    line = re.sub(r"\bevals\[\d+\]\.(\w+)", lambda match: "--" + str(match[1]).replace("_", "-"), line)
+    line = line.replace("--random-start", "--no-random-start")
+    return line.replace("an entry of this kind; remove it", "this attack; drop it")
 
 
 def _entries(arguments: argparse.Namespace, recipe: Recipe, access: Access) -> list[dict[str, Any]]:
-    shared = {"batch_size": arguments.batch_size}
+    shared = {
+        "batch_size": arguments.batch_size,
+        "images": arguments.images,
+        "num_images": arguments.num_images,
+    }
     if arguments.verb == "eval":
         found = locate(arguments.suite.split(","), recipe, arguments.data, access)
         return [entry | shared for entry in found]
     return [
-        {
-            "attack": arguments.attack,
-            "norm": arguments.norm,
-            "eps": from_yaml(eps, "--eps"),
-            "step_size": _quarter(eps)
-            if arguments.step_size is None
-            else from_yaml(arguments.step_size, "--step-size"),
-            "steps": arguments.steps,
-            "random_start": not arguments.no_random_start,
-            "restarts": arguments.restarts,
-            "best_iterate": arguments.best_iterate,
-            "num_images": arguments.num_images,
-            **shared,
-        }
+        {"attack": arguments.attack, "norm": arguments.norm, "eps": from_yaml(eps, "--eps")}
+        | _settings(arguments, eps)
+        | shared
         for eps in _radii(arguments.eps, arguments.norm)
     ]
+
+
+def _settings(arguments: argparse.Namespace, eps: str) -> dict[str, Any]:
+    """What the command line says of the attack; None where it says nothing. What is no setting of it is refused
+    with the recipe's entries."""
+    step = arguments.step_size
+    told = {
+        "step_size": None if step is None else from_yaml(step, "--step-size"),
+        "steps": arguments.steps,
+        "random_start": False if arguments.no_random_start else None,
+        "restarts": arguments.restarts,
+        "best_iterate": arguments.best_iterate or None,
+        "version": arguments.version,
+        "save_images": arguments.save_images or None,
+    }
+    if arguments.attack == "autoattack":
+        return told
+    usual = {"step_size": _quarter(eps), "steps": PGD_STEPS}
+    return told | {name: value for name, value in usual.items() if told[name] is None}
 
 
 def _radii(text: str, norm: str) -> list[str]:

@@ -15,6 +15,8 @@ def radius(eps: float, norm: str = "linf") -> str:
 def attack_words(attack: Mapping[str, object]) -> str:
     """The `attack` of a result or of a recipe's section, such as "PGD-20, linf, eps 4/255, step 1/255"."""
     norm = str(attack["norm"])
+    if attack.get("attack") == "autoattack":
+        return f"AutoAttack {attack['version']}, {norm}, eps {radius(float(str(attack['eps'])), norm)}"
     eps, step_size = (radius(float(str(attack[name])), norm) for name in ("eps", "step_size"))
     words = [
         f"{str(attack.get('attack', 'pgd')).upper()}-{attack['steps']}",

@@ -20,12 +20,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attack_losses import LOSSES, LossName
+from robust.attack_losses import LOSSES, AttackLoss, LossName
 from robust.gradient import Predict, gradient_and_logits
 from robust.lanes import Lanes, Passes, alive, rows
 from robust.noise import noise
 from robust.sphere import SPHERES
 
+NAMES: dict[LossName, str] = {
+    "ce": "apgd-ce",
+    "dlr": "apgd-dlr",
+    "dlr-targeted": "apgd-t",
+    "margin": "apgd-margin",
+    "margin-targeted": "apgd-t-margin",
+}
 MOMENTUM = 0.75
 FIRST_WINDOW, WINDOW_DECREASE, LEAST_WINDOW = 0.22, 0.03, 0.06  # shares of the iterations
 
@@ -59,10 +66,11 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apgd:
-    """`iterations` of ascent on `loss`; `norm` linf or l2. `eot` gradients are averaged at each point, for models
-    whose answers are random."""
+    """`iterations` of ascent on `loss`, a name or a function of (logits (N,K), label [N], target [N]) -> [N] in which
+    an image's loss depends on its own logits alone; `norm` linf or l2. `eot` gradients are averaged at each point, for
+    models whose answers are random (the last answer is what the point is judged by)."""
 
-    loss: LossName = "ce"
+    loss: LossName | AttackLoss = "ce"
     norm: Literal["linf", "l2"] = "linf"
     iterations: int = 100
     rho: float = (
@@ -71,6 +79,8 @@ class Apgd:
     eot: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss, str) and self.loss not in LOSSES:
+            raise ValueError(f"APGD has no loss {self.loss!r}; use {', '.join(LOSSES)}, or a function")
         if self.iterations < 1:
             raise ValueError(f"APGD of {self.iterations} iterations does nothing; use 100, or at least 1")
         if self.eot < 1:
@@ -78,7 +88,7 @@ class Apgd:
 
     @property
     def name(self) -> str:
-        return {"ce": "apgd-ce", "dlr": "apgd-dlr", "dlr-targeted": "apgd-t"}[self.loss]
+        return NAMES[self.loss] if isinstance(self.loss, str) else "apgd-custom"
 
     @property
     def steps(self) -> int:
@@ -137,7 +147,7 @@ class Apgd:
         return state._replace(image=moved, previous=from_image, step=state.step + works.to(torch.int64))
 
     def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        lanes, loss = state.lanes, LOSSES[self.loss]
+        lanes, loss = state.lanes, LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
 
         def total(logits: Tensor) -> Tensor:
             return loss(logits, lanes.label, lanes.target).sum()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["ce", "dlr", "dlr-targeted"]
+LossName = Literal["ce", "dlr", "dlr-targeted", "margin", "margin-targeted"]
 AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 FLOOR = 1e-12  # of the denominators, as published
 
@@ -39,8 +39,35 @@ def dlr_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
     return -(_at(z, label) - _at(z, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + FLOOR)
 
 
-LOSSES: Mapping[str, AttackLoss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
-LEAST_CLASSES: Mapping[str, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
+def margin(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """max_{i != y} z_i - z_y: DLR without its denominator, for models of 2 classes, which have no third logit."""
+    z = _wide(logits)
+    is_label = torch.arange(z.shape[1], device=z.device) == label[:, None]
+    return torch.where(is_label, -torch.inf, z).amax(dim=1) - _at(z, label)
+
+
+def margin_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """z_t - z_y: targeted DLR without its denominator, for models of 2 or 3 classes, which have no fourth logit."""
+    z = _wide(logits)
+    return _at(z, target) - _at(z, label)
+
+
+LOSSES: Mapping[LossName, AttackLoss] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "dlr-targeted": dlr_targeted,
+    "margin": margin,
+    "margin-targeted": margin_targeted,
+}
+LEAST_CLASSES: Mapping[LossName, int] = {
+    "ce": 2,
+    "dlr": 3,
+    "dlr-targeted": 4,
+    "margin": 2,
+    "margin-targeted": 2,
+}
+WITHOUT_RATIO: Mapping[LossName, LossName] = {"dlr": "margin", "dlr-targeted": "margin-targeted"}
+"""What takes the place of a loss that a model has too few classes for."""
 
 
 def _at(logits: Tensor, index: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""AutoAttack on anybody's model: `autoattack(predict, image, label, eps=...)`, no engine needed."""
+"""AutoAttack on anybody's model: `autoattack(predict, image, label, eps=...)`, no engine needed.
+
+`attack` runs any other list of components the same way (robust/api.py).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robust.block import BlockAttack
-from robust.checks import check_image, checked_eps, checked_logits
+from robust.checks import check_image, check_norm, checked_eps, checked_logits
 from robust.diagnosis import SQUARE_GAIN, SURE, Diagnosis, diagnose
 from robust.gradient import Predict
+from robust.pgd import no_cut
 from robust.precision import exact_float32
 from robust.result import AttackResult
 from robust.stage import Device
@@ -34,7 +38,7 @@ def autoattack(
     block: int = 512,
     chunk: int = 10,
     device: torch.device | str | None = None,
-    cut: Callable[[], None] = lambda: None,
+    cut: Callable[[], None] = no_cut,
 ) -> AttackResult:
     """The worst that the components of `version` find inside the eps-ball around each image.
 
@@ -48,6 +52,41 @@ def autoattack(
 
     Raises ValueError, one line, for anything outside the contract. Source: Croce and Hein 2020, arXiv:2003.01690.
     """
+    return attack(
+        predict,
+        image,
+        label,
+        lambda num_classes: version_of(version, norm=norm, num_classes=num_classes),
+        eps=eps,
+        norm=norm,
+        seed=seed,
+        keys=keys,
+        lanes=lanes,
+        block=block,
+        chunk=chunk,
+        device=device,
+        cut=cut,
+    )
+
+
+def attack(
+    predict: Predict,
+    image: Tensor,
+    label: Tensor,
+    version: Callable[[int], Version],
+    *,
+    eps: float,
+    norm: Norm,
+    seed: int,
+    keys: Sequence[int] | None,
+    lanes: int,
+    block: int,
+    chunk: int,
+    device: torch.device | str | None,
+    cut: Callable[[], None],
+) -> AttackResult:
+    """`autoattack` with the components that `version` names for a model of so many classes."""
+    check_norm(norm, THREATS)
     _check(predict, image, label, lanes=lanes, block=block)
     keys = range(len(image)) if keys is None else keys
     if len(keys) != len(image):
@@ -58,7 +97,7 @@ def autoattack(
         looked = image[:PROBE].to(place, torch.float32), label[:PROBE].to(place)
         with torch.no_grad():
             num_classes = checked_logits(predict(looked[0]), *looked).shape[1]
-        chosen = version_of(version, norm=norm, num_classes=num_classes)
+        chosen = version(num_classes)
         found = [
             _attacked(
                 BlockAttack(

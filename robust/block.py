@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
     steps: int  # of the last try
     prediction: int  # on the point that was judged; on the clean image where nothing was claimed
     margin: float
+    rank: int  # of the label there: 0 where it is the likeliest class
 
 
 class Tried(NamedTuple):
@@ -45,7 +46,11 @@ class Tried(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class BlockAttack:
-    """`parts` on M images (M,3,H,W) of the device; after `run`, `adversarial` holds what broke each of them."""
+    """`parts` on M images (M,3,H,W) of the device; after `run`, `adversarial` holds what broke each of them.
+
+    There may be fewer keys than images: those behind them fill the block up to its shape, and nothing is done to them.
+    `on_stage` is shown each stage before it begins, and may put it where an interrupted run had left it.
+    """
 
     predict: Predict  # of the search
     verdict: Predict  # that counts
@@ -59,6 +64,7 @@ class BlockAttack:
     chunk: int
     device: Device
     on_chunk: Callable[[Stage], None] = lambda stage: None
+    on_stage: Callable[[Stage], None] = lambda stage: None
     adversarial: Tensor = field(init=False)
     broken_by: list[str | None] = field(init=False)
     passes: dict[str, tuple[float, float]] = field(init=False, default_factory=dict)  # of a batch of lanes
@@ -94,18 +100,23 @@ class BlockAttack:
         if not todo:
             return
         stage = self._stage(part, _lanes_for(len(left), self.num_lanes))
+        self.on_stage(stage)
         pending: list[Tried] = []
-        for answer in stage.run({row: self._tries(part, row) for row in todo}):
-            if not answer.is_last:
-                continue
-            tried = Tried(answer.row, answer.found, answer.number + 1, answer.steps)
-            if not answer.found:
-                yield self._as_it_was(answer.row, part.name, tried=tried)
-                continue
-            pending.append(tried)
-            if len(pending) == stage.num_lanes:
-                yield from self._judged(part, stage, pending)
-                pending = []
+        try:
+            for answer in stage.run({row: self._tries(part, row) for row in todo}):
+                if not answer.is_last:
+                    continue
+                tried = Tried(answer.row, answer.found, answer.number + 1, answer.steps)
+                if not answer.found:
+                    yield self._as_it_was(answer.row, part.name, tried=tried)
+                    continue
+                pending.append(tried)
+                if len(pending) == stage.num_lanes:
+                    yield from self._judged(part, stage, pending)
+                    pending = []
+        except Exception:  # `on_chunk` was asked to stop: what was found by now is not lost
+            yield from self._judged(part, stage, pending)
+            raise
         yield from self._judged(part, stage, pending)
         forward, backward = part.component.passes
         self.passes[part.name] = (stage.steps_run * forward, stage.steps_run * backward)
@@ -138,26 +149,28 @@ class BlockAttack:
         verdict = judge(
             self.verdict, stage.adversarial, self.label, rows, batch=stage.num_lanes, device=self.device
         )
+        wrong = verdict.wrong.tolist()
+        broken_rows = [row for row, is_wrong in zip(rows, wrong, strict=True) if is_wrong]
+        self._keep(broken_rows, stage)  # before anybody is told
+        for row in broken_rows:
+            self.broken_by[row] = part.name
         for place, tried in enumerate(pending):
-            broken = bool(verdict.wrong[place])
-            if broken:
-                self.broken_by[tried.row] = part.name
             yield Outcome(
                 row=tried.row,
                 component=part.name,
-                broken=broken,
+                broken=wrong[place],
                 claimed=True,
                 tries=tried.tries,
                 steps=tried.steps,
                 prediction=int(verdict.prediction[place]),
                 margin=float(verdict.margin[place]),
+                rank=int(verdict.rank[place]),
             )
-        self._keep([t.row for t in pending if self.broken_by[t.row] == part.name], stage)
 
     def _keep(self, rows: Sequence[int], stage: Stage) -> None:
         if not rows:
             return
-        mask = torch.zeros(len(self.keys), dtype=torch.bool)
+        mask = torch.zeros(len(self.image), dtype=torch.bool)
         mask[torch.tensor(list(rows))] = True
         on_device = self.device.feed(mask).view(-1, 1, 1, 1)
         self.adversarial = torch.where(on_device, stage.adversarial[:-1], self.adversarial)
@@ -175,6 +188,7 @@ class BlockAttack:
             steps=0 if tried is None else tried.steps,
             prediction=int(self.clean.prediction[row]),
             margin=float(self.clean.margin[row]),
+            rank=int(self.clean.rank[row]),
         )
 
 

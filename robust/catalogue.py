@@ -46,6 +46,20 @@ ATTACKS = (
         ),
         source="Madry et al. 2018, arXiv:1706.06083",
     ),
+    AttackInfo(
+        name="autoattack",
+        norms=("linf", "l2"),
+        parameters=(
+            Parameter("eps", None, "radius in the norm, pixel units: 4/255 (linf), 0.5 (l2)"),
+            Parameter(
+                "version",
+                "standard",
+                "what runs; standard: APGD-CE, APGD-T, FAB-T, Square with the published budgets, in turn",
+            ),
+            Parameter("save_images", False, "keep the image that broke each one, as float32"),
+        ),
+        source="Croce and Hein 2020, arXiv:2003.01690",
+    ),
 )
 
 

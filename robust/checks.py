@@ -4,6 +4,8 @@ All of these read the host (they wait for the device), so they stand at the door
 calls, never inside init, step or finish. Each names the value, the rule and the remedy.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,12 @@ def check_image(image: Tensor, label: Tensor) -> None:
         )
 
 
+def check_norm(norm: str, known: Iterable[str]) -> None:
+    """ValueError unless `norm` is one of `known`."""
+    if norm not in known:
+        raise ValueError(f"norm {norm!r} is not defined here; use {' or '.join(known)}")
+
+
 def checked_eps(eps: float | Tensor, image: Tensor, widest: float) -> Tensor:
     """The radius as a tensor, 0-dim or [N], in (0, widest], of the image's dtype and device."""
     radius = torch.as_tensor(eps, dtype=image.dtype, device=image.device)
@@ -39,13 +47,13 @@ def checked_eps(eps: float | Tensor, image: Tensor, widest: float) -> Tensor:
     return radius
 
 
-def checked_step(step_size: float | Tensor, widest: float) -> float | Tensor:
-    """The step size, in (0, 2 * widest] pixel units."""
-    smallest, longest = float(torch.as_tensor(step_size).min()), 2.0 * widest
+def checked_step(step: float | Tensor, widest: float) -> float | Tensor:
+    """The length of a step, in (0, 2 * widest] pixel units."""
+    smallest, longest = float(torch.as_tensor(step).min()), 2.0 * widest
     if not 0.0 < smallest <= longest:
         hint = f"; did you mean {smallest:g}/255?" if smallest > longest else "; try eps/4"
-        raise ValueError(f"step_size {smallest:g} is outside (0, {longest:g}]: pixels are in [0, 1]{hint}")
-    return step_size
+        raise ValueError(f"step {smallest:g} is outside (0, {longest:g}]: pixels are in [0, 1]{hint}")
+    return step
 
 
 def checked_seed(seed: int | Tensor, image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attack_losses import LEAST_CLASSES, LOSSES
+from robust.attack_losses import LEAST_CLASSES, LOSSES, LossName
 from robust.gradient import Predict, gradient_and_logits
 
 REPEATS = 5
@@ -72,7 +72,8 @@ def _is_probability(logits: Tensor) -> bool:
 
 def _zero_gradient(predict: Predict, image: Tensor, label: Tensor, *, num_classes: int) -> Tensor:
     zero = torch.ones(len(image), dtype=torch.bool, device=image.device)
-    for name in ("ce", "dlr"):
+    names: tuple[LossName, ...] = ("ce", "dlr")
+    for name in names:
         if num_classes < LEAST_CLASSES[name]:
             continue
         loss = LOSSES[name]

@@ -1,6 +1,7 @@
 """FAB: small perturbations by projections on the linearised decision boundary (Croce and Hein 2020, arXiv:1907.02044).
 
-Targeted: the boundary is the one between the label and the target class (AutoAttack's FAB-T). A pure step over lanes.
+Targeted: the boundary is the one between the label and the target class (AutoAttack's FAB-T); untargeted:
+robust/fab_untargeted.py. A pure step over lanes.
 The published attack makes all its iterations and keeps the nearest misclassified point; the question here is whether
 there is one inside eps, so a lane ends with the first (the verdict is the same). Iterates are those of the published
 code, but for the projection (robust/hyperplane.py), which solves the same problem another way.
@@ -16,6 +17,7 @@ from robust.gradient import Predict, gradient_and_logits
 from robust.hyperplane import way
 from robust.lanes import Lanes, Passes, alive, rows
 
+Norm = Literal["linf", "l2"]
 LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number
 
 
@@ -33,7 +35,7 @@ class State(NamedTuple):
 class Fab:
     """`iterations` from the clean image towards the boundary with the target class. `norm` linf or l2."""
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     iterations: int = 100
     alpha_max: float = 0.1  # the most that the projection of the clean image weighs
     eta: float = 1.05  # overshoot behind the boundary
@@ -60,10 +62,19 @@ class Fab:
     def step(self, predict: Predict, state: State) -> State:
         """Onto the linearised boundary and a little behind it, then a look."""
         lanes, works = state.lanes, alive(state, self.steps)
-        image = self._moved(predict, state)
+        gap, gradient = self._boundary(predict, state)
+        image = moved(
+            state.image,
+            lanes.clean,
+            gap,
+            gradient,
+            norm=self.norm,
+            alpha_max=self.alpha_max,
+            eta=self.eta,
+        )
         with torch.no_grad():
             is_wrong = predict(image).argmax(dim=1) != lanes.label
-        is_hit = works & is_wrong & (self._length((image - lanes.clean).flatten(1)) <= lanes.eps)
+        is_hit = works & is_wrong & (length_of((image - lanes.clean).flatten(1), self.norm) <= lanes.eps)
         back = lanes.clean + (image - lanes.clean) * self.beta
         return State(
             lanes=lanes,
@@ -73,27 +84,8 @@ class Fab:
             image=torch.where(rows(is_wrong, image), back, image),
         )
 
-    def _moved(self, predict: Predict, state: State) -> Tensor:
-        clean, image = state.lanes.clean, state.image
-        gap, normal = self._boundary(predict, state)
-        flat, centre = image.flatten(1), clean.flatten(1)
-        offset = (normal * flat).sum(dim=1) - gap
-        # Both projections in one pass over the coordinates.
-        ways = way(
-            torch.cat((flat, centre)),
-            torch.cat((normal, normal)),
-            torch.cat((offset, offset)),
-            norm=self.norm,
-        )
-        length = self._length(ways).clamp(min=LEAST_LENGTH)
-        ours, theirs = length.chunk(2)
-        share = (ours / (ours + theirs)).clamp(0.0, self.alpha_max)[:, None]
-        from_image, from_clean = ways.chunk(2)
-        moved = (flat + self.eta * from_image) * (1.0 - share) + (centre + self.eta * from_clean) * share
-        return moved.clamp(0.0, 1.0).view_as(image)
-
     def _boundary(self, predict: Predict, state: State) -> tuple[Tensor, Tensor]:
-        """z_t - z_y [B] at the iterate, and its gradient (B,D)."""
+        """z_t - z_y [B] at the iterate, and its gradient (B,3,H,W)."""
         lanes = state.lanes
 
         def difference(logits: Tensor) -> Tensor:
@@ -101,7 +93,32 @@ class Fab:
             return picked[:, 0] - picked[:, 1]
 
         gradient, logits = gradient_and_logits(predict, state.image, lambda logits: difference(logits).sum())
-        return difference(logits).to(gradient.dtype), gradient.flatten(1)
+        return difference(logits).to(gradient.dtype), gradient
 
-    def _length(self, change: Tensor) -> Tensor:
-        return change.abs().amax(dim=1) if self.norm == "linf" else change.square().sum(dim=1).sqrt()
+
+def moved(
+    image: Tensor,
+    clean: Tensor,
+    gap: Tensor,
+    gradient: Tensor,
+    *,
+    norm: Norm,
+    alpha_max: float,
+    eta: float,
+) -> Tensor:
+    """From `image` (B,3,H,W) a little behind the plane where the linearised `gap` [B] is zero, drawn towards the
+    projection of `clean`; `gradient` (B,3,H,W) of the gap at `image`."""
+    flat, centre, normal = image.flatten(1), clean.flatten(1), gradient.flatten(1)
+    offset = (normal * flat).sum(dim=1) - gap
+    # Both projections in one pass over the coordinates.
+    ways = way(torch.cat((flat, centre)), torch.cat((normal, normal)), torch.cat((offset, offset)), norm=norm)
+    ours, theirs = length_of(ways, norm).clamp(min=LEAST_LENGTH).chunk(2)
+    share = (ours / (ours + theirs)).clamp(0.0, alpha_max)[:, None]
+    from_image, from_clean = ways.chunk(2)
+    mixed = (flat + eta * from_image) * (1.0 - share) + (centre + eta * from_clean) * share
+    return mixed.clamp(0.0, 1.0).view_as(image)
+
+
+def length_of(change: Tensor, norm: Norm) -> Tensor:
+    """[B] of (B,D)."""
+    return change.abs().amax(dim=1) if norm == "linf" else change.square().sum(dim=1).sqrt()

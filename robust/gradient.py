@@ -18,6 +18,11 @@ from torch.overrides import TorchFunctionMode
 Predict = Callable[[Tensor], Tensor]
 """image (N,3,H,W) float in [0,1] -> logits (N,K); called in the train or eval mode that it arrives in."""
 
+NO_GRADIENT = (
+    "the loss has no gradient with respect to the image; a white-box attack needs a differentiable predict (look for "
+    "no_grad, detach, argmax or numpy inside it)"
+)
+
 
 def input_gradient(predict: Predict, image: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """d loss(predict(image)) / d image, of the image's shape and dtype.
@@ -47,11 +52,31 @@ def gradient_and_logits(
             # still replaced, for models that run parts of their forward again in here (gradient checkpointing).
             torch.autograd.backward(value, inputs=[leaf])
     if leaf.grad is None:
-        raise ValueError(
-            "the loss has no gradient with respect to the image; a white-box attack needs a differentiable "
-            "predict (look for no_grad, detach, argmax or numpy inside it)"
-        )
+        raise ValueError(NO_GRADIENT)
     return leaf.grad, logits.detach()
+
+
+def logits_and_gradients(
+    predict: Predict, image: Tensor
+) -> tuple[Tensor, Callable[[Callable[[Tensor], Tensor]], Tensor]]:
+    """Logits (N,K) of one forward pass, without a graph, and a function that gives for each scalar `loss(logits)` its
+    gradient with respect to the image: a backward pass a call. What the forward pass keeps for them lives as long as
+    that function."""
+    with torch.set_grad_enabled(True), AffineEvalBatchNorm():
+        leaf = image.detach().requires_grad_(True)
+        logits = predict(leaf)
+
+    def gradient_of(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.set_grad_enabled(True), AffineEvalBatchNorm():
+            value = loss(logits)
+            if value.requires_grad:
+                torch.autograd.backward(value, inputs=[leaf], retain_graph=True)
+        found, leaf.grad = leaf.grad, None
+        if found is None:
+            raise ValueError(NO_GRADIENT)
+        return found
+
+    return logits.detach(), gradient_of
 
 
 class AffineEvalBatchNorm(TorchFunctionMode):

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.best import Best, stronger, unjudged
-from robust.checks import check_image, checked_eps, checked_logits, checked_seed, checked_step
+from robust.checks import check_image, check_norm, checked_eps, checked_logits, checked_seed, checked_step
 from robust.gradient import Predict, gradient_and_logits, input_gradient
-from robust.threat import Linf, Noise, ThreatModel
+from robust.noise import noise as hashed_noise
+from robust.result import AttackResult
+from robust.threat import THREATS, Linf, Noise, ThreatModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """loss(logits (N,K), target) -> one loss per image [N]; the attack ascends it."""
@@ -183,51 +185,44 @@ def another_seed(seed: Tensor) -> Tensor:
     return seed * 6364136223846793005 + 1442695040888963407
 
 
-class AttackResult(NamedTuple):
-    """What an attack found, image by image."""
-
-    adversarial: Tensor  # (N,3,H,W) inside the ball and [0, 1]
-    robust: Tensor  # bool [N]: classified correctly before and after the attack
-    # bool [N] each: clean_correct, and zero_gradient (the attack was blind at the clean image)
-    flags: dict[str, Tensor]
-
-
 def pgd(
     predict: Predict,
     image: Tensor,
     label: Tensor,
     *,
     eps: float | Tensor,
-    step_size: float | Tensor,
+    step: float | Tensor,
     steps: int,
     random_start: bool = True,
+    norm: Literal["linf", "l2"] = "linf",
+    seed: int | Tensor = 0,
     restarts: int = 1,
     best_iterate: bool = False,
-    seed: int | Tensor = 0,
-    noise: Noise | None = None,
-    threat: ThreatModel = LINF,
     loss: Loss = cross_entropy,
+    noise: Noise = hashed_noise,
     cut: Callable[[], None] = no_cut,
 ) -> AttackResult:
     """Attack `image` (N,3,H,W) float in [0,1] with `label` int64 [N] and say which images stay correct.
 
-    `eps` and `step_size` are lengths in the norm of `threat` (Linf() or L2()), in pixel units. `restarts` and
-    `best_iterate` are those of `PGD`. `noise` is required when `random_start` is set (robust.noise, or any
-    function of that contract). `seed` is one int64 per image, or an int from which they are made by position.
-    `predict` is used in the mode it comes in: call `model.eval()` before. `zero_gradient` marks images whose
-    gradient is exactly zero at the clean image: their robustness is not shown by this attack (saturated
-    float32 cross-entropy, or a masked gradient).
+    `eps` and `step` are lengths in `norm`, in pixel units. `restarts` and `best_iterate` are those of `PGD`. `seed` is
+    one int64 per image, or an int from which they are made by position; `noise` is where the starts come from (any
+    function of the contract of robust.noise). `loss` is what is ascended, cross-entropy or your own. `predict` is used
+    in the mode it comes in: call `model.eval()` before. `zero_gradient` marks images whose gradient is exactly zero at
+    the clean image: their robustness is not shown by this attack (saturated float32 cross-entropy, or a masked
+    gradient).
 
     Reads the host (checks); inside a loop use `PGD`. Raises ValueError, one line, for anything outside the
     contract.
     """
     check_image(image, label)
+    check_norm(norm, THREATS)
+    threat = THREATS[norm]
     widest = threat.widest(image.shape[1:])
     radius = checked_eps(eps, image, widest)
     per_image_seed = checked_seed(seed, image)
     attack = PGD(
         steps=steps,
-        step_size=checked_step(step_size, widest),
+        step_size=checked_step(step, widest),
         noise=noise,
         start="uniform" if random_start else "clean",
         restarts=restarts,
@@ -242,5 +237,12 @@ def pgd(
     adversarial = attack(predict, image, label, eps=radius, seed=per_image_seed)
     with torch.no_grad():
         robust = clean_correct & (predict(adversarial).argmax(1) == label)
-    flags = {"clean_correct": clean_correct, "zero_gradient": (gradient == 0).flatten(1).all(1)}
-    return AttackResult(adversarial=adversarial, robust=robust, flags=flags)
+    name = f"pgd-{steps}"
+    reasons = zip(clean_correct.tolist(), robust.tolist(), strict=True)
+    return AttackResult(
+        adversarial=adversarial,
+        robust=robust,
+        broken_by=tuple(None if still else name if was else "clean" for was, still in reasons),
+        flags={"clean_correct": clean_correct, "zero_gradient": (gradient == 0).flatten(1).all(1)},
+        version=name,
+    )

@@ -1,5 +1,5 @@
 """Square Attack: random search with squares, by queries of the logits alone (Andriushchenko et al. 2020,
-arXiv:1912.00049, Alg. 1 and 2).
+arXiv:1912.00049, Alg. 1 and 2); linf. For l2: robust/square_l2.py.
 
 A pure step over lanes. Step 0 asks about the start, each later one about one more candidate, so a lane that is never
 broken costs `queries` + 1 forward passes. As in the published code the last row and column of positions are never
@@ -7,6 +7,7 @@ drawn, and the side follows the image's own height and width. Deviations: every 
 (there, a batch shares one), from its question's own random stream.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ class Square:
         lanes, works = state.lanes, alive(state, self.steps)
         is_start = rows(state.step == 0, lanes.clean)
         candidate = torch.where(is_start, self._stripes(state), self._with_square(state))
-        margin = _margin(predict(candidate), lanes.label).to(state.margin.dtype)
+        margin = margin_of(predict(candidate), lanes.label).to(state.margin.dtype)
         is_hit = works & (margin <= 0.0)
         better = works & ((margin < state.margin) | is_hit)
         return State(
@@ -79,7 +80,7 @@ class Square:
         """Vertical stripes of +-eps, of each channel and column its own."""
         lanes = state.lanes
         _, channels, _, width = lanes.clean.shape
-        sign = _signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
+        sign = signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
         return (lanes.clean + rows(lanes.eps, lanes.clean) * sign).clamp(0.0, 1.0)
 
     def _with_square(self, state: State) -> Tensor:
@@ -88,40 +89,46 @@ class Square:
         draws = noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,))
         side = self._side(state.step - 1, height=height, width=width)
         inside = (
-            _span(draws[:, 0], side, height)[:, None, :, None]
-            & _span(draws[:, 1], side, width)[:, None, None, :]
+            span(draws[:, 0], side, height)[:, None, :, None]
+            & span(draws[:, 1], side, width)[:, None, None, :]
         )
         radius = rows(lanes.eps, lanes.clean)
-        change = 2.0 * radius * _signs(draws[:, 2:], lanes.clean.dtype)[:, :, None, None]
+        change = 2.0 * radius * signs(draws[:, 2:], lanes.clean.dtype)[:, :, None, None]
         moved = torch.where(inside, state.adversarial + change, state.adversarial)
         return torch.minimum(torch.maximum(moved, lanes.clean - radius), lanes.clean + radius).clamp(0.0, 1.0)
 
     def _side(self, query: Tensor, *, height: int, width: int) -> Tensor:
         """int64 [B]: side of the square at `query` (0 is the first after the start)."""
-        if self.rescale:
-            query = torch.div(query * 10_000, self.queries, rounding_mode="floor")
         sides = [
             max(round((self.p_init / 2**level * height * width) ** 0.5), 1)
             for level in range(len(HALVINGS) + 1)
         ]
-        side = torch.full_like(query, sides[0])
-        for limit, smaller in zip(HALVINGS, sides[1:], strict=True):
-            side = torch.where(query > limit, smaller, side)
-        return side.clamp(max=min(height, width))
+        rescaled_to = self.queries if self.rescale else None
+        return by_query(query, sides, rescaled_to=rescaled_to).clamp(max=min(height, width))
 
 
-def _span(draw: Tensor, side: Tensor, length: int) -> Tensor:
+def by_query(query: Tensor, values: Sequence[int], *, rescaled_to: int | None) -> Tensor:
+    """int64 [B]: of `values`, one more than there are HALVINGS, the one in force at `query` [B]."""
+    if rescaled_to is not None:
+        query = torch.div(query * 10_000, rescaled_to, rounding_mode="floor")
+    value = torch.full_like(query, values[0])
+    for limit, later in zip(HALVINGS, values[1:], strict=True):
+        value = torch.where(query > limit, later, value)
+    return value
+
+
+def span(draw: Tensor, side: Tensor, length: int) -> Tensor:
     """bool [B,length]: `side` places from one that is uniform in [0, length - side), or 0."""
     first = (draw * (length - side).to(draw.dtype)).to(torch.int64)[:, None]
     place = torch.arange(length, device=draw.device)[None, :]
     return (place >= first) & (place < first + side[:, None])
 
 
-def _signs(uniform: Tensor, dtype: torch.dtype) -> Tensor:
+def signs(uniform: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0).to(dtype)
 
 
-def _margin(logits: Tensor, label: Tensor) -> Tensor:
+def margin_of(logits: Tensor, label: Tensor) -> Tensor:
     """z_y - max_{i != y} z_i."""
     own = logits.gather(1, label[:, None])[:, 0]
     classes = torch.arange(logits.shape[1], device=logits.device)

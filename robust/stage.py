@@ -91,9 +91,11 @@ class Stage:
         if not any(fresh):
             return
         state = self.component.init(self._lanes(tries))
-        is_fresh = self._fed(fresh)
-        # At the first fill there is nothing to keep, but the graph is the same.
-        state = pick(is_fresh, state, each(torch.clone, state) if self.state is None else self.state)
+        if self.state is None:
+            # Nothing to keep yet; zeros from the host, so that the first fill is the graph of the later ones.
+            fresh = [True] * self.num_lanes
+            self.state = each(lambda t: self.device.feed(torch.zeros(t.shape, dtype=t.dtype)), state)
+        state = pick(self._fed(fresh), state, self.state)
         is_empty = self._fed([slot.row == EMPTY for slot in self.slots])
         steps = torch.where(is_empty, torch.full_like(state.step, self.component.steps), state.step)
         self.state = state._replace(step=steps)

@@ -16,6 +16,7 @@ class Verdict(NamedTuple):
     logits: Tensor  # float32 (M,K)
     prediction: Tensor  # int64 [M]; -1 where a logit is NaN
     margin: Tensor  # float32 [M]: the label's logit minus the best other one; negative where wrong, NaN if a logit is
+    rank: Tensor  # int64 [M]: how many classes are likelier than the label; all of them where a logit is NaN
 
     @property
     def wrong(self) -> Tensor:
@@ -31,7 +32,8 @@ def judge(
     `predict` is the model as it is, in eval mode; its precision is the caller's promise (float32, highest).
     """
     if not rows:
-        return Verdict(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+        none = torch.zeros(0, dtype=torch.int64)
+        return Verdict(torch.zeros(0, 0), none, torch.zeros(0), none)
     found = []
     for start in range(0, len(rows), batch):
         part = list(rows[start : start + batch])
@@ -54,4 +56,5 @@ def verdict_of(logits: Tensor, label: Tensor) -> Verdict:
     margin = torch.where(is_number, own - others, torch.nan)
     tie = torch.finfo(torch.float32).tiny
     margin = torch.where((margin == 0.0) & (prediction == label), torch.full_like(margin, tie), margin)
-    return Verdict(logits, prediction, margin)
+    rank = torch.where(is_number, (logits > own[:, None]).sum(dim=1), logits.shape[1])
+    return Verdict(logits, prediction, margin, rank)

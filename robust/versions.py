@@ -1,20 +1,26 @@
 """AutoAttack's versions as data: which components run, in which order, on how many target classes.
 
-`standard` is the published order with the published budgets (Croce and Hein 2020, arXiv:2003.01690; code of its
-authors): only that, unchanged, may be called AutoAttack standard. A version that had to be changed, because a model has
-too few classes, carries the change in its id.
+`standard`, `plus` and `rand` are the published orders with the published budgets (Croce and Hein 2020,
+arXiv:2003.01690; code of its authors): only that, unchanged, may be called so. Where a model has too few classes the
+change is in the id: with fewer than 10 there are fewer targets (`standard-4-targets`); with fewer than 4 targeted DLR,
+and with fewer than 3 DLR, is not defined, and the logit margin takes its place (`standard-2-targets-margin`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from robust.apgd import Apgd
+from robust.attack_losses import LEAST_CLASSES, WITHOUT_RATIO, LossName
 from robust.fab import Fab
+from robust.fab_untargeted import FabUntargeted
 from robust.lanes import Component
 from robust.square import Square
+from robust.square_l2 import SquareL2
 
 NUM_TARGETS = 9
+RESTARTS = 5  # of `plus`
+EOT = 20  # of `rand`
 Norm = Literal["linf", "l2"]
 
 
@@ -52,14 +58,63 @@ def version_of(name: str, *, norm: Norm, num_classes: int) -> Version:
 
 def standard(norm: Norm, num_classes: int) -> Version:
     """APGD-CE, APGD-T, FAB-T, Square, each on what the ones before it have not broken."""
-    targets = min(NUM_TARGETS, num_classes - 1)
+    targets = _targets(num_classes)
     parts = (
         Part(component=Apgd(loss="ce", norm=norm)),
-        Part(component=Apgd(loss="dlr-targeted", norm=norm), targets=targets),
+        Part(component=Apgd(loss=_loss("dlr-targeted", num_classes), norm=norm), targets=targets),
         Part(component=Fab(norm=norm), targets=targets),
-        Part(component=Square()),
+        Part(component=_square(norm)),
     )
-    return Version(id="standard" if targets == NUM_TARGETS else f"standard-{targets}-targets", parts=parts)
+    return Version(id=_id("standard", parts, targets), parts=parts)
 
 
-VERSIONS: Mapping[str, Callable[[Norm, int], Version]] = {"standard": standard}
+def plus(norm: Norm, num_classes: int) -> Version:
+    """APGD-CE and APGD-DLR with 5 restarts, untargeted FAB with 5, Square, then APGD-T and FAB-T as in `standard`.
+
+    The first try of FAB starts at the clean image and the other four elsewhere, so they are a component of their own.
+    """
+    targets = _targets(num_classes)
+    parts = (
+        Part(component=Apgd(loss="ce", norm=norm), restarts=RESTARTS),
+        Part(component=Apgd(loss=_loss("dlr", num_classes), norm=norm), restarts=RESTARTS),
+        Part(component=FabUntargeted(num_classes=num_classes, norm=norm)),
+        Part(
+            component=FabUntargeted(num_classes=num_classes, norm=norm, random_start=True),
+            restarts=RESTARTS - 1,
+        ),
+        Part(component=_square(norm)),
+        Part(component=Apgd(loss=_loss("dlr-targeted", num_classes), norm=norm), targets=targets),
+        Part(component=Fab(norm=norm), targets=targets),
+    )
+    return Version(id=_id("plus", parts, targets), parts=parts)
+
+
+def rand(norm: Norm, num_classes: int) -> Version:
+    """APGD-CE and APGD-DLR, each gradient the mean of 20: for models whose answers are random."""
+    parts = (
+        Part(component=Apgd(loss="ce", norm=norm, eot=EOT)),
+        Part(component=Apgd(loss=_loss("dlr", num_classes), norm=norm, eot=EOT)),
+    )
+    return Version(id=_id("rand", parts, NUM_TARGETS), parts=parts)
+
+
+VERSIONS: Mapping[str, Callable[[Norm, int], Version]] = {"standard": standard, "plus": plus, "rand": rand}
+
+
+def _targets(num_classes: int) -> int:
+    return min(NUM_TARGETS, num_classes - 1)
+
+
+def _loss(name: LossName, num_classes: int) -> LossName:
+    return name if num_classes >= LEAST_CLASSES[name] else WITHOUT_RATIO[name]
+
+
+def _square(norm: Norm) -> Component:
+    return SquareL2() if norm == "l2" else Square()
+
+
+def _id(name: str, parts: Sequence[Part], targets: int) -> str:
+    """`name` where the version is the published one; else what was changed is in it."""
+    changes = [] if targets == NUM_TARGETS else [f"{targets}-target{'s' * (targets > 1)}"]
+    changes += ["margin"] * any(part.name.endswith("-margin") for part in parts)
+    return "-".join([name, *changes])

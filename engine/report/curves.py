@@ -38,7 +38,8 @@ def radius_figure(curve: Curve, place: int) -> Figure:
         )
         for eps in radii
     )
-    attack = f"{attack_name(example)} ({NORMS.get(norm, norm)}, step {curve.step_text})"
+    step = f", step {curve.step_text}" if example.step_size else ""
+    attack = f"{attack_name(example)} ({NORMS.get(norm, norm)}{step})"
     title = f"Robust accuracy against the radius of {attack}"
     note = "Eps 0 is the accuracy before the attack. Bands are 95 % Wilson intervals; lines guide the eye."
     if curve.left_out:

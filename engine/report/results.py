@@ -16,7 +16,7 @@ from engine.report.facts import RAW, Evaluation, Pictures, Plain, Share, Verdict
 
 CLEAN = "clean"
 _SUFFIXES = re.compile(r"(?:-(?P<weights>ema))?(?:-epoch(?P<epoch>\d+))?(?:-[0-9a-f]{8})?")
-_SUITE = re.compile(r"(?P<id>[^@\[]+)(?:\[(?P<subset>\d+)\])?@(?P<dataset>.+)")
+_SUITE = re.compile(r"(?P<id>[^@\[]+)(?:\[(?P<subset>\d+)(?:-(?P<list>[0-9a-f]{8}))?\])?@(?P<dataset>.+)")
 # Settings that older results leave out, as they were then.
 _ATTACK_DEFAULTS: Mapping[str, JsonValue] = {"random_start": True, "restarts": 1, "best_iterate": False}
 _PARTS = ("weights_sha256", "suite", "contract", "attack", "seed", "precision")
@@ -99,7 +99,7 @@ def _verified(folder: RunFolder, stem: str, result: ResultFile) -> tuple[Evaluat
         weights_sha256=result.weights_sha256,
         suite=suite["id"],
         subset=int(suite["subset"]) if suite["subset"] else None,
-        dataset=suite["dataset"],
+        dataset=f"{suite['list']}-{suite['dataset']}" if suite["list"] else suite["dataset"],
         contract=result.contract,
         attack=_settings(result.attack),
         seed=result.seed,
@@ -114,7 +114,8 @@ def _verified(folder: RunFolder, stem: str, result: ResultFile) -> tuple[Evaluat
 def _settings(attack: Mapping[str, JsonValue] | None) -> tuple[tuple[str, Plain], ...]:
     if not attack:
         return ()
-    return tuple(sorted((name, _plain(value)) for name, value in {**_ATTACK_DEFAULTS, **attack}.items()))
+    defaults = _ATTACK_DEFAULTS if attack.get("attack", "pgd") == "pgd" else {}
+    return tuple(sorted((name, _plain(value)) for name, value in {**defaults, **attack}.items()))
 
 
 def _plain(value: JsonValue) -> Plain:

@@ -8,7 +8,7 @@ from engine.report.facts import Evaluation, Plain, Share
 
 NORMS = {"linf": "L\u221e", "l2": "L2"}
 MINUS, NOTHING = "\u2212", "\u2013"  # a minus sign; a dash where there is no value
-_TITLED = ("attack", "norm", "eps", "step_size", "steps", "random_start")
+_TITLED = ("attack", "norm", "eps", "step_size", "steps", "random_start", "version")
 
 
 def percent(share: float, num: int) -> str:
@@ -61,6 +61,8 @@ def attack_title(evaluation: Evaluation) -> str:
 
 
 def attack_name(evaluation: Evaluation) -> str:
+    if evaluation.setting("attack") == "autoattack":
+        return f"AutoAttack {evaluation.setting('version')}"
     steps = evaluation.setting("steps")
     return f"{str(evaluation.setting('attack')).upper()}{'' if steps is None else f'-{steps}'}"
 
@@ -70,7 +72,7 @@ def settings_text(evaluation: Evaluation, *, is_full: bool = False) -> str:
     parts = []
     if evaluation.step_size:
         parts.append(f"step {eps_text(evaluation.step_size, evaluation.norm)}")
-    if evaluation.attack:
+    if evaluation.setting("random_start") is not None:
         parts.append("random start" if evaluation.is_random else "clean start")
     for name, value in evaluation.attack:
         if name not in _TITLED and value not in (None, False) and (name, value) != ("restarts", 1):

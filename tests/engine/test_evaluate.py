@@ -232,7 +232,7 @@ def test_attack_rows_say_what_broke_and_what_never_stood(
     assert {(True, True), (True, False), (False, False)} <= kinds, "each case is among the images"
     # The same attack by the public function: one seed per image, whatever the batch.
     seed = torch.from_numpy(hash64(7, "sample", 0, np.arange(NUM_IMAGES)).view(np.int64)) ^ ATTACK_STREAM
-    wanted = pgd(evaluator.model, image, label, eps=EPS, step_size=STEP, steps=4, seed=seed, noise=noise)
+    wanted = pgd(evaluator.model, image, label, eps=EPS, step=STEP, steps=4, seed=seed)
     robust = [b.correct and a.correct for b, a in zip(clean, attacked, strict=True)]
     assert robust == wanted.robust.tolist()
     assert result["num_correct"] == sum(robust)

@@ -46,3 +46,34 @@ def fab(
             image = clean + (image - clean) * 0.9
         iterates.append(image)
     return iterates, best
+
+
+def fab_untargeted(
+    model: Callable[[Tensor], Tensor], clean: Tensor, label: int, *, norm: str, iterations: int
+) -> tuple[list[Tensor], list[int]]:
+    """The iterates, and which class was the nearest in each iteration."""
+    image, iterates, rivals = clean.clone(), [], []
+    for _ in range(iterations):
+        leaf = image.clone().requires_grad_(True)
+        logits = model(leaf[None])[0]
+        planes = []
+        for rival in range(len(logits)):
+            if rival == label:
+                continue
+            gap = logits[rival] - logits[label]
+            (normal,) = torch.autograd.grad(gap, leaf, retain_graph=True)
+            w = normal.flatten()
+            dual, value = float(w.abs().sum() if norm == "linf" else w.norm()), float(gap.detach())
+            planes.append((abs(value) / dual, rival, w, float(w @ image.flatten()) - value))
+        _, rival, w, offset = min(planes, key=lambda plane: plane[0])
+        rivals.append(rival)
+        ours = projection(image.flatten(), w, offset, norm)
+        theirs = projection(clean.flatten(), w, offset, norm)
+        a, b = max(length(ours, norm), 1e-8), max(length(theirs, norm), 1e-8)
+        share = min(a / (a + b), 0.1)
+        moved = (image.flatten() + 1.05 * ours) * (1 - share) + (clean.flatten() + 1.05 * theirs) * share
+        image = moved.clamp(0, 1).view_as(clean)
+        if int(model(image[None])[0].argmax()) != label:
+            image = clean + (image - clean) * 0.9
+        iterates.append(image)
+    return iterates, rivals

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robust.pgd import PGD, cross_entropy, pgd
+from robust import pgd
+from robust.pgd import PGD, cross_entropy
 from robust.threat import L2, THREATS
 
 EPS = 0.1
@@ -308,18 +309,26 @@ def test_parts_compose_to_the_whole_and_knobs_may_be_tensors() -> None:
 
 def test_public_function_gives_verdicts(trained: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     image, label = held_out
-    result = pgd(trained, image, label, eps=EPS, step_size=EPS / 4, steps=10, noise=noise)
+    result = pgd(trained, image, label, eps=EPS, step=EPS / 4, steps=10, noise=noise)
     with torch.no_grad():
         clean_correct = trained(image).argmax(1) == label
         after = trained(result.adversarial).argmax(1) == label
     assert torch.equal(result.robust, clean_correct & after)
     assert torch.equal(result.flags["clean_correct"], clean_correct)
+    wanted = [
+        None if r else "pgd-10" if c else "clean" for r, c in zip(result.robust, clean_correct, strict=True)
+    ]
+    assert list(result.broken_by) == wanted
+    assert {None, "pgd-10", "clean"} == set(wanted)
+    assert result.version == "pgd-10"
     assert not result.flags["zero_gradient"].any()
-    again = pgd(trained, image, label, eps=EPS, step_size=EPS / 4, steps=10, noise=noise, seed=0)
-    other = pgd(trained, image, label, eps=EPS, step_size=EPS / 4, steps=10, noise=noise, seed=1)
+    again = pgd(trained, image, label, eps=EPS, step=EPS / 4, steps=10, noise=noise, seed=0)
+    other = pgd(trained, image, label, eps=EPS, step=EPS / 4, steps=10, noise=noise, seed=1)
     assert torch.equal(again.adversarial, result.adversarial)
     assert not torch.equal(other.adversarial, result.adversarial)
-    without = pgd(trained, image, label, eps=EPS, step_size=EPS / 4, steps=10, random_start=False)
+    without_noise = pgd(trained, image, label, eps=EPS, step=EPS / 4, steps=10)
+    assert not torch.equal(without_noise.adversarial, result.adversarial), "the toolkit's own noise"
+    without = pgd(trained, image, label, eps=EPS, step=EPS / 4, steps=10, random_start=False)
     assert without.robust.shape == label.shape
 
 
@@ -331,7 +340,7 @@ def test_an_image_that_was_wrong_is_never_robust() -> None:
         right = F.one_hot(label, 2).float() + 1e-3 * Linear2()(x)
         return torch.where(is_clean[:, None], -right, right)
 
-    result = pgd(contrary, image, label, eps=EPS, step_size=EPS, steps=1, noise=noise)
+    result = pgd(contrary, image, label, eps=EPS, step=EPS, steps=1, noise=noise)
     with torch.no_grad():
         assert (contrary(result.adversarial).argmax(1) == label).all()
     assert not result.robust.any()
@@ -345,7 +354,7 @@ def test_a_blind_attack_is_flagged() -> None:
         sign = torch.where(label == 1, 1e4, -1e4)
         return model(x) + torch.stack((torch.zeros_like(sign), sign), 1)
 
-    result = pgd(saturated, image, label, eps=EPS, step_size=EPS, steps=1, random_start=False)
+    result = pgd(saturated, image, label, eps=EPS, step=EPS, steps=1, random_start=False)
     assert result.flags["zero_gradient"].all()
     assert result.robust.all()
 
@@ -358,7 +367,7 @@ def test_public_function_in_l2(trained: nn.Module, held_out: tuple[Tensor, Tenso
             trained,
             image,
             label,
-            **{"eps": eps, "step_size": eps / 4, "steps": 10, "noise": noise, "threat": L2(), **settings},
+            **{"eps": eps, "step": eps / 4, "steps": 10, "noise": noise, "norm": "l2", **settings},
         )
         assert ((result.adversarial - image).flatten(1).norm(dim=1) <= eps * 1.00001).all()
         return result.robust
@@ -379,7 +388,7 @@ def test_public_function_in_l2(trained: nn.Module, held_out: tuple[Tensor, Tenso
         ({"eps": -1.0}, r"eps -1 is outside"),
         ({"eps": float("nan")}, r"eps nan is outside"),
         ({"eps": 1e4}, r"eps 10000 is outside \(0, 10.3923\]: pixels are in \[0, 1\]$"),
-        ({"step_size": 64}, r"step_size 64 is outside \(0, 20.7846\].*did you mean 64/255"),
+        ({"step": 64}, r"step 64 is outside \(0, 20.7846\].*did you mean 64/255"),
         ({"restarts": 0}, r"restarts 0 is below 1"),
         (
             {"restarts": 3, "random_start": False},
@@ -390,11 +399,11 @@ def test_public_function_in_l2(trained: nn.Module, held_out: tuple[Tensor, Tenso
 def test_bad_l2_settings_are_one_line(change: dict[str, Any], message: str) -> None:
     image, label, _ = linear_batch()
     with pytest.raises(ValueError, match=message) as caught:
-        pgd(Linear2(), image, label, **{**GOOD, "threat": L2(), **change})
+        pgd(Linear2(), image, label, **{**GOOD, "norm": "l2", **change})
     assert "\n" not in str(caught.value)
 
 
-GOOD: dict[str, Any] = {"eps": EPS, "step_size": 0.02, "steps": 1, "noise": noise}
+GOOD: dict[str, Any] = {"eps": EPS, "step": 0.02, "steps": 1, "noise": noise}
 
 
 @pytest.mark.parametrize(
@@ -403,10 +412,10 @@ GOOD: dict[str, Any] = {"eps": EPS, "step_size": 0.02, "steps": 1, "noise": nois
         ({"eps": 4}, r"eps 4 is outside \(0, 1\].*did you mean 4/255"),
         ({"eps": 0.0}, r"eps 0 is outside"),
         ({"eps": torch.tensor([0.1, 0.2])}, r"eps has shape \(2,\)"),
-        ({"step_size": 8}, r"step_size 8 .*did you mean 8/255"),
-        ({"step_size": 0}, r"step_size 0 is outside"),
+        ({"step": 8}, r"step 8 .*did you mean 8/255"),
+        ({"step": 0}, r"step 0 is outside"),
         ({"steps": -1}, r"steps -1 is negative"),
-        ({"noise": None}, r"needs a noise function"),
+        ({"norm": "l1"}, r"norm 'l1' is not defined here; use linf or l2"),
         ({"seed": torch.zeros(2, dtype=torch.int64)}, r"seed is torch.int64 \(2,\)"),
     ],
 )

@@ -1,0 +1,111 @@
+"""AutoAttack's versions: what runs, for any number of classes and either norm, and what the id says of it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from robust.apgd import Apgd
+from robust.autoattack import autoattack
+from robust.square import Square
+from robust.square_l2 import SquareL2
+from robust.versions import version_of
+
+IDS = {
+    2: ("standard-1-target-margin", "plus-1-target-margin", "rand-margin"),
+    3: ("standard-2-targets-margin", "plus-2-targets-margin", "rand"),
+    4: ("standard-3-targets", "plus-3-targets", "rand"),
+    9: ("standard-8-targets", "plus-8-targets", "rand"),
+    10: ("standard", "plus", "rand"),
+    1000: ("standard", "plus", "rand"),
+}
+
+
+@pytest.mark.parametrize("num_classes", list(IDS))
+def test_an_id_says_what_was_changed(num_classes: int) -> None:
+    found = tuple(
+        version_of(name, norm="linf", num_classes=num_classes).id for name in ("standard", "plus", "rand")
+    )
+    assert found == IDS[num_classes]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_published_orders_and_budgets(norm: str) -> None:
+    standard = version_of("standard", norm=norm, num_classes=10)
+    assert [(p.name, p.targets, p.restarts, p.component.steps) for p in standard.parts] == [
+        ("apgd-ce", 0, 1, 101),
+        ("apgd-t", 9, 1, 101),
+        ("fab-t", 9, 1, 100),
+        ("square", 0, 1, 5001),
+    ]
+    plus = version_of("plus", norm=norm, num_classes=10)
+    assert [(p.name, p.targets, p.restarts) for p in plus.parts] == [
+        ("apgd-ce", 0, 5),
+        ("apgd-dlr", 0, 5),
+        ("fab", 0, 1),
+        ("fab-restarts", 0, 4),
+        ("square", 0, 1),
+        ("apgd-t", 9, 1),
+        ("fab-t", 9, 1),
+    ]
+    rand = version_of("rand", norm=norm, num_classes=10)
+    assert [p.name for p in rand.parts] == ["apgd-ce", "apgd-dlr"]
+    for part in (*standard.parts, *plus.parts, *rand.parts):
+        if isinstance(part.component, Apgd):
+            assert part.component.eot == (20 if part in rand.parts else 1)
+        if part.name == "square":
+            assert isinstance(part.component, SquareL2 if norm == "l2" else Square)
+        else:
+            assert part.component.norm == norm  # type: ignore[attr-defined]
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(num_classes)
+        self.weight = torch.nn.Parameter(torch.randn(48, num_classes, generator=generator) * 0.3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flatten(1) @ self.weight
+
+    def is_robust(self, image: Tensor, label: Tensor, eps: float) -> Tensor:
+        """linf: for each rival the worst image of ball and box is one of its corners."""
+        flat, weight = image.double().flatten(1), self.weight.detach().double()
+        low, high = (flat - eps).clamp(min=0.0), (flat + eps).clamp(max=1.0)
+        least = torch.full((len(image),), torch.inf, dtype=torch.float64)
+        for rival in range(weight.shape[1]):
+            w = (weight[:, label] - weight[:, [rival]]).T
+            margin = (torch.where(w > 0, low, high) * w).sum(1)
+            least = torch.where(label == rival, least, torch.minimum(least, margin))
+        return least > 0
+
+
+def problem(num_classes: int) -> tuple[Linear, Tensor, Tensor]:
+    model = Linear(num_classes).eval()
+    image = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    return model, image, model(image).argmax(1).detach()
+
+
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer queries and iterations: a linear model needs few."""
+    import robust.versions as versions
+
+    monkeypatch.setattr(versions, "Square", lambda: Square(queries=60))
+    monkeypatch.setattr(versions, "EOT", 2)
+    monkeypatch.setattr(versions, "RESTARTS", 2)
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10])
+def test_any_number_of_classes_gives_the_exact_answer(
+    num_classes: int, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short(monkeypatch)
+    model, image, label = problem(num_classes)
+    eps = next(e / 255 for e in range(1, 99) if int(model.is_robust(image, label, e / 255).sum()) <= 5)
+    truth = model.is_robust(image, label, eps)
+    result = autoattack(model, image, label, eps=eps, version=version, lanes=16, chunk=25)
+    assert not bool((truth & ~result.robust).any()), "nothing beats the truth"
+    assert 0 < int(truth.sum()) < len(image)
+    if version != "rand":  # which has no targets, and may miss
+        assert result.robust.tolist() == truth.tolist()
+    assert result.version.startswith(version)
