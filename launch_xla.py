@@ -1,6 +1,7 @@
-"""Entry for XLA: `python launch_xla.py [--num-devices N] [--compile-cache DIR] VERB ...` (see README.md).
+"""Entry for XLA: `launch_xla.py [--num-devices N] [--num-hosts N] [--compile-cache DIR] VERB ...` (see README.md).
 
-On a TPU VM it takes the chips that are there; with PJRT_DEVICE=CPU it runs anywhere, on N virtual devices.
+On a TPU VM it takes the chips that are there, on a pod one process on each host does so for its own; with
+PJRT_DEVICE=CPU it runs anywhere, on N virtual devices.
 """
 
 import os
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
 def launch(argv: list[str]) -> int:
     """Runs the verb on the devices asked for."""
     check_packages(Path(__file__).parent)
-    flags, rest = launcher_flags(argv, {"--num-devices": 1, "--compile-cache": ""})
+    flags, rest = launcher_flags(argv, {"--num-devices": 1, "--num-hosts": 1, "--compile-cache": ""})
     check_torch_xla()
     check_libtpu()
     num_devices = int(flags["--num-devices"])
@@ -43,7 +44,8 @@ def launch(argv: list[str]) -> int:
     if note:
         sys.stderr.write(f"{note}\n")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the runtime's deprecation notes, one per compile
-    return run_verb(rest, Launch(backend="xla", num_devices=num_devices), program=PROGRAM)
+    wanted = Launch(backend="xla", world_size=int(flags["--num-hosts"]), num_devices=num_devices)
+    return run_verb(rest, wanted, program=PROGRAM)
 
 
 if __name__ == "__main__":

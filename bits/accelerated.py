@@ -7,7 +7,6 @@ wrapper would not cover.
 
 import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -22,6 +21,7 @@ from bits.environment import Clip, Precision, ReduceDtype, StepWatch, Unwatched
 from bits.later import LaterQueue, copies
 from bits.pinned import PinnedFeed, page_lock
 from bits.processor import peak_resident
+from bits.quiet import quiet_stdout
 
 # Accelerate takes XLA whenever torch_xla is installed, even on a CUDA machine, unless told otherwise before import.
 os.environ.setdefault("USE_TORCH_XLA", "0")
@@ -67,26 +67,14 @@ def _check_accelerator(accelerator: Accelerator, backend: str) -> None:
         )
 
 
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Gloo greets from C++ on stdout, one line a rank, which belongs to results: sent to nowhere meanwhile."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
 class AcceleratedEnvironment:
     """`bits.environment.Environment` for cpu (gloo) and cuda (nccl)."""
 
     num_devices = 1
+    spread = 1
     native_batch_norm = True
     fused_attention = True
+    compiles = False
 
     def __init__(
         self,
@@ -106,7 +94,7 @@ class AcceleratedEnvironment:
         )
         self._wrapped: dict[nn.Module, nn.Module] = {}
         self._reduce_dtype = reduce_dtype
-        with _quiet_stdout():
+        with quiet_stdout():
             # "no", or accelerate would take ACCELERATE_MIXED_PRECISION and patch the plain module's forward with
             # autocast, that of attacks and of float32 verdicts.
             self._accelerator = Accelerator(cpu=backend == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
@@ -114,7 +102,7 @@ class AcceleratedEnvironment:
         self.backend = backend
         self.precision = precision
         self.rank = self._accelerator.process_index
-        self.world_size = self._accelerator.num_processes
+        self.world_size = self.parts = self._accelerator.num_processes
         self.device = torch.device("cpu") if backend == "cpu" else self._accelerator.device
         self._dtype = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = GradScaler("cuda") if precision == "fp16" else None
@@ -146,6 +134,9 @@ class AcceleratedEnvironment:
 
     def pin(self, memory: Tensor) -> Callable[[], None]:
         return (lambda: None) if self.backend == "cpu" else page_lock(memory)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def autocast(self) -> AbstractContextManager[None]:
         if self._dtype is None:

@@ -43,8 +43,11 @@ class Environment(Protocol):
     rank: int  # of this process
     world_size: int  # number of processes
     num_devices: int  # devices driven by this process (more than one only under XLA SPMD)
+    parts: int  # tensors that a global batch is: one a process, or one for all of them under XLA SPMD
+    spread: int  # devices that such a tensor is divided over; parts * spread are all devices
     native_batch_norm: bool  # whether the backend's own BatchNorm keeps torch's running statistics
     fused_attention: bool  # whether torch's attention is one kernel that keeps no T x T matrix
+    compiles: bool  # whether each new shape of a step costs a graph
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves `module` to the device, replicated; returns it (unwrapped)."""
@@ -53,8 +56,12 @@ class Environment(Protocol):
         """The forward for weight updates (DDP where there are several processes). Attacks use the plain module."""
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
-        """Host to device, the only place where it happens. `split`: axis 0 of every tensor is divided over the devices
-        of this process, which is checked (ValueError if it cannot be); otherwise each gets the whole tensor."""
+        """Host to device, the only place where it happens. `split`: these are rows of this process, divided over its
+        devices, which is checked (ValueError if they cannot be); where `parts` is 1 the result has the rows of all
+        processes, in the order of ranks. Otherwise each device gets the whole tensor, equal on all processes."""
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """The rows that this process has fed, of a tensor with a row for each that was fed; device or host."""
 
     def pin(self, memory: Tensor) -> Callable[[], None]:
         """Page-locks host memory that batches come from, so that `feed` need not wait for its copy; returns what
@@ -80,13 +87,15 @@ class Environment(Protocol):
         """Unscale, `clip(module)`, update, clear the gradients, make running statistics equal on all processes."""
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over processes, as a new tensor. Not differentiable."""
+        """Sum over `parts`, as a new tensor: what was summed over a fed batch becomes the sum over the global batch.
+        Not differentiable."""
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
-        """Sum over processes that autograd can pass through (global BatchNorm statistics)."""
+        """The same sum, such that autograd can pass through (global BatchNorm statistics)."""
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenation over processes along axis 0, in rank order; shapes must be equal."""
+        """Concatenation over `parts` along axis 0: of rows of a fed batch those of the global batch, in rank order;
+        shapes must be equal."""
 
     def agree(self, value: int) -> int:
         """Largest `value` over processes. Host read: at report boundaries, and between the batches of an
@@ -148,8 +157,8 @@ def open_environment(
     if world_size is not None and environment.world_size != world_size:
         found = environment.world_size
         environment.close()
-        raise ValueError(
-            f"{world_size} processes were asked for and {found} found; start them with "
-            "`launch_gpu.py --num-processes N`, torchrun or accelerate launch"
-        )
+        remedy = "`launch_gpu.py --num-processes N`, torchrun or accelerate launch"
+        if backend == "xla":
+            remedy = "`launch_xla.py --num-hosts N` on every host of a pod of N, the same line at once"
+        raise ValueError(f"{world_size} processes were asked for and {found} found; start them with {remedy}")
     return cast(Environment, environment)

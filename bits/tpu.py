@@ -76,13 +76,15 @@ def open_environment(
 class TpuEnvironment(AcceleratedEnvironment):
     """`bits.environment.Environment` for one TPU chip of one process."""
 
+    compiles = True
+
     def __init__(self, *, precision: Precision, reduce_dtype: ReduceDtype) -> None:
         # Nothing of accelerate's: its Accelerator knows no such device.
         if is_worker() and not dist.is_initialized():
             dist.init_process_group(backend=PROCESS_GROUP)
         self.backend, self.precision = "tpu", precision
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.world_size = self.parts = dist.get_world_size() if dist.is_initialized() else 1
         self.device = torch.device(DEVICE)
         self._dtype = None if precision == "float32" else torch.bfloat16
         self._scaler = None

@@ -1,18 +1,19 @@
 """The XLA backend: TPU, and XLA:CPU for development, through torch_xla 2.9. Only this file and bits/xla_*.py import it.
 
 Several devices are driven by one process (SPMD): a batch enters divided over the devices, everything else is
-replicated, and the compiler inserts the reductions. So `world_size` (processes) stays 1 while `num_devices` grows,
-a plain BatchNorm sees the whole global batch, and `reduce` has nothing left to do.
+replicated, and the compiler inserts the reductions. On a pod there is such a process on every host, and still one
+program: each feeds its rows of the batch, all see one tensor. So `parts` is 1 whatever `world_size` is, a plain
+BatchNorm sees the whole global batch, and `reduce` and `gather` have nothing left to do. Not run on a pod by us.
 
 Measured facts behind the choices (torch_xla 2.9): `torch_xla.launch` with several cpu devices aborts and a process
 group of backend xla silently has world size 1, hence SPMD; a graph is ended by `cut`, so copies and resets made
 for a report are cut off at once, or they would join the next step's graph and make a second version of it.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import numpy as np
 import torch
 import torch_xla
 import torch_xla.backends
@@ -22,11 +23,16 @@ import torch_xla.distributed.spmd as spmd
 import torch_xla.runtime as runtime
 from torch import Tensor, nn
 
+from bits.division import Division
 from bits.environment import Clip, Precision, ReduceDtype, StepWatch
+from bits.hosts import Hosts
 from bits.later import LaterQueue, copies
+from bits.processes import is_worker
 from bits.processor import peak_resident
 from bits.xla_generator import seed
 from bits.xla_gradients import install
+from bits.xla_mesh import MEET, enter, mesh_of
+from bits.xla_private import check_private
 from bits.xla_recompute import recompute
 from bits.xla_watch import XlaWatch, sync
 
@@ -49,39 +55,52 @@ def open_environment(
             "run.reduce_dtype bf16 needs run.precision bf16 on XLA, where gradients are summed as the backward pass "
             "makes them; use float32"
         )
-    if runtime.process_count() != 1:
-        raise ValueError(
-            f"{runtime.process_count()} XLA processes found; this version drives the devices of one host: use a TPU "
-            "VM of one host, such as v3-8, v4-8 or v5e-8"
-        )
-    if num_devices > 1 and not runtime.is_spmd():
+    check_private()
+    num_processes = runtime.process_count()
+    check_started(num_processes)
+    if num_processes * num_devices > 1 and not runtime.is_spmd():
         runtime.use_spmd()
-    found = runtime.global_runtime_device_count()
+    found = runtime.addressable_runtime_device_count()
     if found != num_devices:
         raise ValueError(
             f"{num_devices} XLA devices were asked for and {found} found; use --num-devices {found} "
             "(with PJRT_DEVICE=CPU launch_xla.py sets CPU_NUM_DEVICES by itself)"
         )
     install(reduce_float32=reduce_dtype == "float32")
-    return XlaEnvironment(precision=precision, num_devices=num_devices)
+    return XlaEnvironment(
+        precision=precision,
+        division=Division(rank=runtime.process_index(), world_size=num_processes, num_devices=num_devices),
+    )
+
+
+def check_started(num_processes: int) -> None:
+    """ValueError where a launcher has started several processes that the runtime takes for as many runs."""
+    if is_worker() and int(os.environ["WORLD_SIZE"]) != num_processes:
+        raise ValueError(
+            f"a launcher started {os.environ['WORLD_SIZE']} processes and XLA counts {num_processes}: each would be a "
+            "run of its own; start launch_xla.py without it, once on each host, for all devices of that host"
+        )
 
 
 class XlaEnvironment:
-    """`bits.environment.Environment` for XLA devices of one host."""
+    """`bits.environment.Environment` for the XLA devices of this host, and of the others of a pod."""
 
     backend = "xla"
-    rank = 0
-    world_size = 1
+    parts = 1
     native_batch_norm = (
         False  # torch_xla 2.9 stores the biased variance in running_var; torch the unbiased one
     )
     fused_attention = False
+    compiles = True
 
-    def __init__(self, *, precision: Precision, num_devices: int) -> None:
+    def __init__(self, *, precision: Precision, division: Division) -> None:
         self.precision = precision
-        self.num_devices = num_devices
+        self.division = division
+        self.rank, self.world_size, self.num_devices = division
+        self.spread = division.num_replicas
         self.device = torch_xla.device()
-        self._mesh = spmd.Mesh(np.arange(num_devices), (num_devices,), ("data",)) if num_devices > 1 else None
+        self._mesh = mesh_of(division) if self.spread > 1 else None
+        self._hosts = Hosts(rank=self.rank, world_size=self.world_size, meet=MEET)
         self._later = LaterQueue(depth=1)
         # TPUs multiply float32 in bf16 passes unless told otherwise; verdicts are float32 in every run.
         if torch_xla.backends.get_mat_mul_precision() != "highest":  # a second call would be warned of
@@ -96,23 +115,26 @@ class XlaEnvironment:
         return module
 
     def feed(self, tensors: Mapping[str, Tensor], *, split: bool = True) -> dict[str, Tensor]:
-        fed = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        if self._mesh is not None:
-            for name, tensor in fed.items():
-                if split and tensor.shape[0] % self.num_devices:
-                    raise ValueError(
-                        f"batch of {tensor.shape[0]} is not divisible by {self.num_devices} devices; "
-                        "change run.batch_size or --num-devices"
-                    )
-                spec = ("data",) * split + (None,) * (tensor.dim() - split)
-                spmd.mark_sharding(fed[name], self._mesh, spec)
-            self._check_sharded(fed, split=split)
+        if self._mesh is None:
+            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        if split:
+            for tensor in tensors.values():
+                self.division.check(tensor.shape[0])
+            fed = {name: enter(tensor, self._mesh) for name, tensor in tensors.items()}
+        else:
+            fed = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+            for tensor in fed.values():
+                spmd.mark_sharding(tensor, self._mesh, (None,) * tensor.dim())
+        self._check_sharded(fed, split=split)
         return fed
+
+    def own(self, tensor: Tensor) -> Tensor:
+        return self.division.own(tensor)
 
     def _check_sharded(self, fed: Mapping[str, Tensor], *, split: bool) -> None:
         """A label that every device holds whole beside images that are divided gives no error, and other gradients."""
         for name, tensor in fed.items():
-            over = ",".join(map(str, (self.num_devices, *[1] * (tensor.dim() - 1))))
+            over = ",".join(map(str, (self.spread, *[1] * (tensor.dim() - 1))))
             wanted = f"{{devices=[{over}]" if split else "{replicated}"
             if not (found := torch_xla._XLAC._get_xla_sharding_spec(tensor)).startswith(wanted):
                 raise RuntimeError(
@@ -157,7 +179,7 @@ class XlaEnvironment:
         return tensor.detach().clone()
 
     def agree(self, value: int) -> int:
-        return value
+        return self._hosts.agree(value)
 
     def cut(self) -> None:
         sync()
@@ -179,6 +201,7 @@ class XlaEnvironment:
 
     def barrier(self) -> None:
         sync(wait=True)
+        self._hosts.barrier()
 
     def counters(self) -> dict[str, int]:
         compiles = metrics.metric_data("CompileTime")
@@ -194,7 +217,7 @@ class XlaEnvironment:
         }
 
     def peak_memory(self) -> tuple[int, str]:
-        if runtime.device_type() == "CPU":
+        if runtime.device_type() == "CPU" or runtime.is_spmd():  # torch_xla asks none of several devices
             return peak_resident(), "host memory"
         found = xla_model.get_memory_info(self.device)
         return int(found.get("peak_bytes_used") or found["bytes_used"]), "device memory"
@@ -208,3 +231,4 @@ class XlaEnvironment:
     def close(self) -> None:
         self.flush()
         self.barrier()
+        self._hosts.close()

@@ -20,6 +20,7 @@ import torch_xla.debug.metrics as metrics
 from torch import Tensor
 from torch_xla import _XLAC
 
+from bits.division import Division
 from bits.environment import Precision, ReduceDtype, StepWatch, Unwatched
 from bits.xla import XlaEnvironment, open_environment
 
@@ -37,7 +38,8 @@ class ExportEnvironment(XlaEnvironment):
     """`XlaEnvironment` whose graphs are recorded instead of run. For tracing alone: nothing can be read from it."""
 
     def __init__(self, *, precision: Precision, num_devices: int) -> None:
-        super().__init__(precision=precision, num_devices=num_devices)
+        division = Division(rank=0, world_size=1, num_devices=num_devices)
+        super().__init__(precision=precision, division=division)
         self._graphs: list[Graph] | None = None  # None: not recording
         self._before: dict[
             int, tuple[Tensor, int]
@@ -90,12 +92,14 @@ class ExportEnvironment(XlaEnvironment):
 
     def _forget(self, tensors: Sequence[Tensor]) -> None:
         made: dict[int, Tensor] = {}  # several Python objects may be one tensor
+        gradients = {id(each.grad) for each in living() if each.is_leaf}  # whole, whatever their axes
         for tensor in tensors:
             is_new, number = self._number_before(tensor) is None, _number(tensor)
             if number not in made:
                 made[number] = xla_builder.create_placeholder_tensor(tensor.shape, tensor.dtype)
             tensor.data = made[number]
-            if is_new and tensor.dim() and tensor.shape[0] == self._batch_size:
+            is_of_batch = tensor.dim() > 0 and tensor.shape[0] == self._batch_size
+            if is_new and is_of_batch and id(tensor) not in gradients:
                 self._divided.add(_number(tensor))
 
     def _lower(self, found: list[Tensor]) -> Graph:

@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.library import Library
 
+from bits.xla_grouped import Grouped, convolve, is_gathered
+from bits.xla_grouped import weight_gradient as grouped_weight_gradient
+
 aten = torch.ops.aten
 FULL = torch.float32
 _library: Library | None = None  # kernels stay as long as it does
@@ -45,14 +48,16 @@ def _linear(image: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 class _Convolution(Function):
     """aten::convolution. Other than two dimensions, and transposed ones, keep torch_xla's gradients; so do the weights
-    of grouped ones, whose samples would have to change places with groups: the compiler then gathers all activations
-    on every device."""
+    of grouped ones on one device, whose samples would have to change places with groups."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
         ctx.save_for_backward(image, weight)
-        ctx.how, ctx.num_out = how, None if bias is None else [bias.numel()]
+        ctx.how, ctx.grouped = how, _grouped(image, weight, how)
         with torch._C._AutoDispatchBelowAutograd():
+            if ctx.grouped is not None:
+                divided = convolve(image, weight, ctx.grouped)
+                return divided if bias is None else divided + bias[:, None, None]
             result: Tensor = aten.convolution(image, weight, bias, *how)
         return result
 
@@ -62,7 +67,14 @@ class _Convolution(Function):
         stride, padding, dilation, is_transposed, _, groups = ctx.how
         wants_image, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_bias = _sum(gradient, over=(0, *range(2, gradient.dim()))) if wants_bias else None
-        if image.dtype == FULL and image.dim() == 4 and not is_transposed:
+        if ctx.grouped is not None:
+            settings = (tuple(stride), tuple(padding), tuple(dilation), groups)
+            of_image = image_gradient(gradient, weight, image.shape, *settings) if wants_image else None
+            of_weight = None
+            if wants_weight:
+                in_full = _reduces_in_full
+                of_weight = grouped_weight_gradient(gradient, image, ctx.grouped, in_full=in_full)
+        elif image.dtype == FULL and image.dim() == 4 and not is_transposed:
             settings = (tuple(stride), tuple(padding), tuple(dilation), groups)
             of_image = image_gradient(gradient, weight, image.shape, *settings) if wants_image else None
             of_weight = None
@@ -77,6 +89,14 @@ class _Convolution(Function):
                 given = (gradient.float(), image.float(), weight.float())
             of_weight = _native(*given, ctx.how, 1) if wants_weight else None
         return of_image, of_weight, of_bias, *[None] * len(ctx.how)
+
+
+def _grouped(image: Tensor, weight: Tensor, how: tuple[Any, ...]) -> Grouped | None:
+    """Of one that several devices would gather."""
+    stride, padding, dilation, is_transposed, _, groups = how
+    if not is_gathered(image, weight, is_transposed=is_transposed, groups=groups):
+        return None
+    return Grouped(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
 def _native(gradient: Tensor, image: Tensor, weight: Tensor, how: tuple[Any, ...], place: int) -> Tensor:

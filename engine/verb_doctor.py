@@ -93,8 +93,8 @@ def examine(launch: Launch, recipe: Recipe | None, *, with_self_test: bool) -> I
 
 
 def _self_test(launch: Launch, recipe: Recipe | None) -> Iterator[Finding]:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        text = "not tried: it runs in one process, and an outside launcher started several; start it alone"
+    if max(launch.world_size or 1, int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        text = "not tried: it runs in one process, and several were started; start it alone"
         yield Finding("self-test", "device", text, "advice")
         return
     precision = "float32" if recipe is None else recipe.run.precision

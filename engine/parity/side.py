@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal, cast, get_args
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from bits.state import TrainState
 from data.batch import Batch
 
-Backend = Literal["cpu", "cuda", "xla"]
+Backend = Literal["cpu", "cuda", "xla", "tpu"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 FLAG = "--backends"
 _BETWEEN_SIDES = re.compile(r",(?![^\[({]*[\])}])")  # not inside a list
@@ -93,3 +94,5 @@ def check_available(sides: Sequence[Side]) -> None:
         raise ValueError(f"{FLAG}: this machine has no CUDA device; leave cuda out")
     if "xla" in backends:
         check_torch_xla()
+    if "tpu" in backends and (reason := import_module("bits.tpu").missing()):
+        raise ValueError(f"{FLAG}: backend tpu: {reason}; leave tpu out")

@@ -3,6 +3,7 @@
 Instructions inside loops count as often as the loop runs, where the compiler knows how often.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from engine.tpu.matrix import OPCODES, product_of
 from engine.tpu.program import Executed, Instruction, read_program
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+_CHAIN = re.compile(r"channel_id=(\d+),.*chain_id=")
 COUNTED = ("fusion", "convolution", "dot", "copy", "transpose", "pad", "while", "custom-call")
 NAMES_ONLY = frozenset(
     {
@@ -101,6 +103,7 @@ class _Tally:
         self.instructions = self.cycles = 0
         self.ops: Counter[str] = Counter()
         self.collectives: dict[tuple[str, str], list[int]] = {}
+        self.chains: set[str] = set()  # channels of collectives that are spread over several fusions
         self.host: Counter[str] = Counter()
         self.products: Counter[str] = Counter()
         self.held: Counter[Shape] = Counter()  # arrays in HBM
@@ -130,6 +133,10 @@ class _Tally:
             self._memory(item)
 
     def _collective(self, kind: str, item: Executed) -> None:
+        if (found := _CHAIN.search(item.instruction.attributes)) is not None:
+            if found[1] in self.chains:
+                return  # another part of one that is counted
+            self.chains.add(found[1])
         for name in item.instruction.operands:
             for shape in item.scope[name].shapes:
                 sums = self.collectives.setdefault((kind, shape.dtype), [0, 0])

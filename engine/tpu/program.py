@@ -19,6 +19,7 @@ CALLED = re.compile(
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 OPERAND = re.compile(r"%([\w.\-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+NO_CYCLES = 2**63 - 1  # what the compiler writes where its model gives up
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 KEPT = 900  # characters of attributes: behind them stands the back end's configuration
@@ -130,7 +131,7 @@ def _instruction(name: str, rest: str) -> Instruction:
         attributes=attributes[:KEPT],
         calls=tuple(calls),
         trips=int(trips[1]) if trips else 1,
-        cycles=int(cycles[1]) if cycles else 0,
+        cycles=int(cycles[1]) % NO_CYCLES if cycles else 0,
     )
 
 

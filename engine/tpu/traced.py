@@ -13,8 +13,7 @@ from engine.recipe import Recipe
 from engine.step import TrainStep, meter_names, step_settings
 from engine.timetable import Timetable
 from engine.tpu.stand_in import stand_in
-from engine.trial import _small_batch as small_batch
-from engine.trial import noise_batch
+from engine.trial import noise_batch, small_batch
 
 if TYPE_CHECKING:
     from bits.xla_export import ExportEnvironment, Graph
@@ -40,7 +39,7 @@ class Traced:
     def _trace(self, *, is_last: bool, is_recorded: bool = False) -> list["Graph"]:
         batch, knobs = feed(self.env, self.recipe, self.recipe.run.batch_size)
         # The micro-batches between the first and the last are the first one's graph.
-        self.step._micro = self.recipe.optim.accumulate - 1 if is_last else 0
+        self.step.micro = self.recipe.optim.accumulate - 1 if is_last else 0
         if is_recorded:
             return self.env.record(lambda: self.step(batch, knobs))
         self.step(batch, knobs)
@@ -83,6 +82,6 @@ def run_small(recipe: Recipe) -> None:
     batch_size = small_batch(recipe, env, recipe.run.batch_size)
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"batch_size": batch_size})})
     step, _ = build_step(env, recipe)
-    step._micro = recipe.optim.accumulate - 1
+    step.micro = recipe.optim.accumulate - 1
     step(*feed(env, recipe, batch_size))
     env.barrier()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("xla_export_worker.py")
-CASES = ("update", "attacked", "attacked", "of_the_batch_alone")
+CASES = ("update", "attacked", "attacked", "of_the_batch_alone", "accumulated")
 Environment = Callable[..., dict[str, str]]
 
 
@@ -52,6 +52,12 @@ def test_what_one_graph_leaves_to_the_next_stays_divided(traced: list[dict[str, 
     assert [each[2] for each in steps] == [0, 0, 0]  # an attack changes nothing that was there before
     assert [each[1] for each in steps] == [0, 1, 1]  # the first one's image was fed
     assert last[:3] == [3, 1, 4]
+
+
+def test_a_gradient_kept_for_the_next_micro_step_is_whole_however_long_it_is(
+    traced: list[dict[str, Any]],
+) -> None:
+    assert [each[1] for each in traced[4]["graphs"]] == [0, 0]
 
 
 def test_equal_steps_are_equal_programs(traced: list[dict[str, Any]]) -> None:

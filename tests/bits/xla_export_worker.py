@@ -20,6 +20,7 @@ from bits.xla_export import fallbacks, open_export
 BATCH = 8
 env = open_export(precision="float32", num_devices=int(sys.argv[1]))
 model = env.place(nn.Linear(4, 4, bias=False))
+wide = env.place(nn.Linear(4, BATCH, bias=False))  # its weight's first axis is as long as a batch
 optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
 counts = torch.zeros(3, dtype=torch.int64, device=env.device)
 last = torch.zeros(BATCH, 4, device=env.device)
@@ -39,6 +40,13 @@ def attacked(image: Tensor) -> None:
         image = image + 0.1 * model(image).detach()
         env.cut()
     update(image)
+
+
+def accumulated(image: Tensor) -> None:
+    for _ in range(2):
+        wide(image).square().sum().backward()
+        env.cut()
+    wide.zero_grad()
 
 
 def needs_a_read(image: Tensor) -> None:
@@ -76,5 +84,8 @@ def trace(name: str) -> dict[str, object]:
     }
 
 
-CASES = {each.__name__: each for each in (update, attacked, needs_a_read, needs_the_host, of_the_batch_alone)}
+CASES = {
+    each.__name__: each
+    for each in (update, attacked, accumulated, needs_a_read, needs_the_host, of_the_batch_alone)
+}
 print(json.dumps([trace(name) for name in sys.argv[2:]]))

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from bits.environment import open_environment
 from bits.xla import XlaEnvironment
+from bits.xla_mesh import enter
 from bits.xla_watch import XlaWatch
 
 Body = Callable[[Tensor, int], Tensor]
@@ -109,23 +111,23 @@ def feeding(env: XlaEnvironment) -> dict[str, str]:
     batch = {"image": torch.rand(4, 3), "label": torch.arange(4), "mask": torch.ones(4, dtype=torch.bool)}
     env.feed(batch)
     env.feed(batch, split=False)
-    real, found = spmd.mark_sharding, {}
+    found = {}
 
-    def only_images(tensor: Tensor, mesh: spmd.Mesh, spec: tuple[str | None, ...]) -> None:
-        if tensor.dim() > 1:
-            real(tensor, mesh, spec)
+    def only_images(tensor: Tensor, mesh: spmd.Mesh) -> Tensor:
+        return enter(tensor, mesh) if tensor.dim() > 1 else tensor.to(env.device)
 
-    def replicated(tensor: Tensor, mesh: spmd.Mesh, spec: tuple[str | None, ...]) -> None:
-        real(tensor, mesh, (None,) * tensor.dim())
+    def replicated(tensor: Tensor, mesh: spmd.Mesh) -> Tensor:
+        on_device = tensor.to(env.device)
+        spmd.mark_sharding(on_device, mesh, (None,) * tensor.dim())
+        return on_device
 
     for fault in (only_images, replicated):
-        spmd.mark_sharding = fault
-        try:
-            env.feed(batch)
-            found[fault.__name__] = "nothing"
-        except RuntimeError as error:
-            found[fault.__name__] = str(error)
-        spmd.mark_sharding = real
+        with mock.patch("bits.xla.enter", fault):
+            try:
+                env.feed(batch)
+                found[fault.__name__] = "nothing"
+            except RuntimeError as error:
+                found[fault.__name__] = str(error)
     env.cut()
     return found
 

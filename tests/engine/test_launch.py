@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 
 import pytest
 
 from data.index import load_index
 from data.order import permutation
+from engine.cli import Launch
 from engine.launch import check_packages, check_torch_xla, launcher_flags
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,22 @@ def test_flags_without_or_with_a_value() -> None:
         launcher_flags(["--num-processes"], {"--num-processes": 1})
     with pytest.raises(ValueError, match="--cpu no: this flag takes no value"):
         launcher_flags(["--cpu=no", "train"], {"--cpu": False})
+
+
+def test_hosts_and_devices_of_a_pod_are_asserted_and_not_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/there/is/none.so")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    monkeypatch.syspath_prepend(str(ROOT))
+    launcher = import_module("launch_xla")
+    asked: list[Launch] = []
+    monkeypatch.setattr(launcher, "run_verb", lambda rest, launch, program: asked.append(launch) or len(rest))
+    assert launcher.launch(["--num-hosts", "4", "--num-devices=8", "train", "recipe.yaml"]) == 2
+    assert launcher.launch(["train"]) == 1
+    assert [(each.backend, each.world_size, each.num_devices) for each in asked] == [
+        ("xla", 4, 8),
+        ("xla", 1, 1),
+    ]
 
 
 # ---- real processes

@@ -300,7 +300,7 @@ def test_the_command_compares_in_processes_of_their_own(doctor: Doctor, recipe: 
     ("words", "says"),
     [
         ("--backends cpu", "one backend has nothing to be compared with; write --backends cpu,xla"),
-        ("--backends cpu,tpu", "unknown backend 'tpu'; known are cpu, cuda, xla"),
+        ("--backends cpu,tpx", "unknown backend 'tpx'; known are cpu, cuda, xla, tpu"),
         ("--backends cpu,cpu", "names one side twice"),
         ("--backends cpu:2,xla", "several devices in one process need xla"),
         ("--backends cpu,xla:four", "'four' is neither a number of devices nor key=value"),
@@ -323,6 +323,14 @@ def test_cuda_that_is_not_there(doctor: Doctor, recipe: Path, monkeypatch: pytes
     assert doctor(recipe, "--backends", "cpu,cuda")[2].endswith("no CUDA device; leave cuda out\n")
 
 
+def test_a_native_tpu_that_is_not_there(
+    doctor: Doctor, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bits.tpu.missing", lambda: "no TPU answers")
+    code, _, err, _ = doctor(recipe, "--backends", "cpu,tpu")
+    assert (code, err) == (2, "error: --backends: backend tpu: no TPU answers; leave tpu out\n")
+
+
 def test_a_comparison_needs_a_recipe(doctor: Doctor) -> None:
     code, _, err, _ = doctor("--backends", "cpu,xla")
     assert (code, err.count("\n")) == (2, 1)
@@ -341,7 +349,7 @@ def test_a_missing_teacher_is_one_line(doctor: Doctor, recipe: Path) -> None:
 
 def xla_doctor(launch: Any, recipe: Path, tmp_path: Path, *words: str) -> tuple[int, Any, str]:
     path = tmp_path / "xla.json"
-    done = launch("gpu", "--cpu", "doctor", recipe, *words, "--json", path)
+    done = launch("gpu", "--cpu", "doctor", recipe, *words, "--json", path, timeout=900)
     assert done.stderr == ""
     return done.returncode, json.loads(path.read_text()), done.stdout
 

@@ -124,6 +124,29 @@ ENTRY %main (a: f32[100], b: bf16[30]) -> f32[100] {
     )
 
 
+def test_a_collective_that_is_spread_over_fusions_is_one() -> None:
+    """The compiler lets one run beside others' work in parts, which have its channel and the name of their chain."""
+    part = """
+%part{n} (g: u8[1,16]) -> u8[8,16] {{
+  %g = u8[1,16]{{1,0}} parameter(0)
+  ROOT %r = u8[8,16]{{1,0}} all-gather(%g), channel_id={channel}, dimensions={{0}}, frontend_attributes={{chain_id="1"}}
+}}
+"""
+    parts = "".join(part.format(n=n, channel=channel) for n, channel in enumerate((7, 7, 8)))
+    found = counts_of(
+        parts
+        + """
+ENTRY %main (a: u8[1,16]) -> u8[8,16] {
+  %a = u8[1,16]{1,0} parameter(0)
+  %b = u8[8,16]{1,0} fusion(%a), kind=kCustom, calls=%part0
+  %c = u8[8,16]{1,0} fusion(%a), kind=kCustom, calls=%part1
+  ROOT %d = u8[8,16]{1,0} fusion(%a), kind=kCustom, calls=%part2
+}
+"""
+    )
+    assert found.collectives == (Collective("all-gather", "u8", 2, 32),)
+
+
 LOOP = """
 %body (s: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %s = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)

@@ -14,7 +14,8 @@ WORKER = Path(__file__).with_name("step_worker.py")
 @pytest.mark.parametrize(
     "words",
     [
-        ("cnn_adv",),  # PGD-1, norms with running statistics, and the guard that puts them back
+        # PGD-1, norms with running statistics, the guard that puts them back, and an average of it all
+        ("cnn_adv", "optim.ema=0.99"),
         pytest.param(
             ("vit_adv", "run.precision=bf16", "optim.clip_norm=1.0", "objective.mixup=0.8"),
             marks=pytest.mark.slow,

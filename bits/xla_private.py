@@ -1,0 +1,24 @@
+"""The private names of torch_xla that we need, because no public one of 2.9 does the same; asked for before a run."""
+
+import torch_xla
+
+NAMES = (
+    "_get_allow_execution",  # a step in which nothing may run but at its cuts
+    "_set_allow_execution",
+    "_get_graph_hash",  # which of two graphs is new
+    "_get_xla_sharding_spec",  # whether a batch is divided
+    "_xla_dot_general",  # a product of bf16 numbers that is float32
+    "_get_stablehlo",  # tpu-check: a step's program, with the places of its state in it
+    "_get_tensors_xla_device_data_node",
+    "_xla_get_default_device",
+    "_xla_get_tensor_id",
+)
+
+
+def check_private(available: object = torch_xla._XLAC) -> None:
+    """ValueError where this torch_xla has not all of them."""
+    if missing := [name for name in NAMES if not hasattr(available, name)]:
+        raise ValueError(
+            f"torch_xla {torch_xla.__version__} has no {missing[0]}, which a run needs; install the release that this "
+            "toolkit is written for: `pip install -e .[xla]`"
+        )
