@@ -186,12 +186,13 @@ def _samples(
     for first in range(0, len(keys), _BATCH):
         chunk = keys[first : first + _BATCH]
         names = [index.name(key) for key in chunk]
-        pictures = [_picture(reader, key, size) for key in chunk]
+        pictures = [read_picture(reader, key, size) for key in chunk]
         for key, name, pixels in zip(chunk, names, style.apply(pictures, names), strict=True):
             yield Sample(name, index.label(key), _encode(pixels), source=name)
 
 
-def _picture(reader: ShardReader, key: int, size: int | None) -> Pixels:
+def read_picture(reader: ShardReader, key: int, size: int | None) -> Pixels:
+    """The picture of a key: with `size` its centre, the shorter side scaled to 256/224 of it; else as it is."""
     try:
         pixels = Picture(reader.read(key)).pixels()
     except ValueError as error:

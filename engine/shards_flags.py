@@ -6,13 +6,13 @@ from pathlib import Path
 
 def add_shards_flags(parser: argparse.ArgumentParser) -> None:
     """Adds them to the verb's parser."""
-    parser.add_argument("action", choices=["make", "index", "verify", "info", "digits", "stylize"])
+    parser.add_argument("action", choices=["make", "index", "verify", "info", "digits", "stylize", "corrupt"])
     parser.add_argument(
         "paths",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="SRC DST for make and stylize (make cue64 DST: the generated 64 px task and its shifted tests); "
+        help="SRC DST for make, stylize and corrupt (make cue64 DST: the generated 64 px task and its shifted tests); "
         "DST, or SRC DST, for index; DST otherwise",
     )
     parser.add_argument("--split", help="make: take SRC/SPLIT and name the dataset's split; index: name it")
@@ -38,10 +38,10 @@ def add_shards_flags(parser: argparse.ArgumentParser) -> None:
         "--allow-no-eof", action="store_true", help="index: tars may lack their end-of-archive marker"
     )
     parser.add_argument(
-        "--size", type=int, help="side in pixels, of digits (default 32) or of stylized images"
+        "--size", type=int, help="side in pixels, of digits (default 32), stylized or corrupted images"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of make's shuffle, of cue64, of stylize's choice"
+        "--seed", type=int, default=0, help="of make's shuffle, of cue64, of stylize's choice, of corrupt"
     )
     parser.add_argument("--correlation", type=float, help="make cue64: of texture and label (default 0.5)")
     parser.add_argument("--num-train", type=int, help="make cue64: images to train on (default 20000)")
@@ -54,6 +54,10 @@ def add_shards_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--textures", type=int, metavar="N", help="stylize: N generated textures instead, without weights"
     )
+    parser.add_argument(
+        "--kinds", metavar="KIND,...", help="corrupt: kinds or their groups (default common, ImageNet-C's 15)"
+    )
+    parser.add_argument("--severities", metavar="S,...", help="corrupt: of 1 to 5 (default all)")
     parser.add_argument(
         "--workers", type=int, help="processes (default: 2, or this one alone for few images)"
     )

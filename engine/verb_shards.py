@@ -31,6 +31,8 @@ _OWNERS = {
     "paintings": ("stylize",),
     "weights": ("stylize",),
     "textures": ("stylize",),
+    "kinds": ("corrupt",),
+    "severities": ("corrupt",),
 }
 
 
@@ -49,6 +51,12 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         with _watching("stylize") as watch:
             write_stylized(arguments, launch, src, dst, watch=watch)
         return describe(dst)
+    if arguments.action == "corrupt":
+        from engine.corrupting import write_corrupted  # brings torch
+
+        src, dst = _paths(arguments, ("SHARDS", "OUT"))
+        with _watching("corrupt") as watch:
+            return write_corrupted(arguments, launch, src, dst, watch=watch)
     action = {"make": _make, "index": _index, "verify": _verify, "info": _info, "digits": _digits}
     return action[arguments.action](arguments)
 

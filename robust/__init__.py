@@ -1,9 +1,11 @@
-"""What can go wrong with an input: threat models, and the attacks built from them.
+"""What can go wrong with an input: threat models, the attacks built from them, and corruptions.
 
     import robust
     result = robust.autoattack(model, image, label, eps=4 / 255)
+    foggy = robust.corrupt(image, "fog", 3, seed=key)
 
-`autoattack`, `pgd`, `apgd`, `fab` and `square` are functions for anybody's model and return a `robust.AttackResult`.
+`autoattack`, `pgd`, `apgd`, `fab` and `square` are functions for anybody's model and return a `robust.AttackResult`;
+`corrupt` needs no model, and `list_corruptions` names the kinds.
 """
 
 import sys
@@ -15,17 +17,31 @@ if TYPE_CHECKING:
     from robust.api import apgd, fab, square
     from robust.autoattack import autoattack
     from robust.bpda import bpda
+    from robust.corruptions.apply import corrupt
+    from robust.corruptions.names import list_corruptions
     from robust.pgd import pgd
     from robust.result import AttackResult
 
-__all__ = ["AttackResult", "apgd", "autoattack", "bpda", "fab", "pgd", "square"]
+__all__ = [
+    "AttackResult",
+    "apgd",
+    "autoattack",
+    "bpda",
+    "corrupt",
+    "fab",
+    "list_corruptions",
+    "pgd",
+    "square",
+]
 
 _HOMES = {
     "AttackResult": "robust.result",
     "apgd": "robust.api",
     "autoattack": "robust.autoattack",
     "bpda": "robust.bpda",
+    "corrupt": "robust.corruptions.apply",
     "fab": "robust.api",
+    "list_corruptions": "robust.corruptions.names",
     "pgd": "robust.pgd",
     "square": "robust.api",
 }

@@ -19,16 +19,18 @@ _GOLDEN = 0x9E3779B9 - (1 << 32)
 _MASK_31 = 0x7FFFFFFF
 
 
-def _logical_shift(x: Tensor, count: int) -> Tensor:
+def logical_shift(x: Tensor, count: int) -> Tensor:
+    """int32 shifted right by `count` places, zeros coming in: a tensor of its own."""
     # `x >> count` truncates toward zero for negative int32 on torch_xla 2.9; bitwise_right_shift is right.
-    return torch.bitwise_right_shift(x, count) & ((1 << (32 - count)) - 1)
+    return torch.bitwise_right_shift(x, count).bitwise_and_((1 << (32 - count)) - 1)
 
 
 def _mix(x: Tensor, key: Tensor | int) -> Tensor:
     """Two rounds of xor-shift-multiply on int32, with `key` added between them."""
-    x = (x ^ _logical_shift(x, 16)) * _MULTIPLY_1 + key
-    x = (x ^ _logical_shift(x, 15)) * _MULTIPLY_2
-    return x ^ _logical_shift(x, 16)
+    # In place, on what the shifts return: a third of the time on a CPU.
+    x = logical_shift(x, 16).bitwise_xor_(x).mul_(_MULTIPLY_1).add_(key)
+    x = logical_shift(x, 15).bitwise_xor_(x).mul_(_MULTIPLY_2)
+    return logical_shift(x, 16).bitwise_xor_(x)
 
 
 def noise(seed: Tensor, shape: Sequence[int]) -> Tensor:
@@ -37,10 +39,15 @@ def noise(seed: Tensor, shape: Sequence[int]) -> Tensor:
     The low 62 bits of each seed are used. Values are multiples of 2**-24. Two samples with equal seeds get
     equal noise; the value at one place never depends on the other samples.
     """
+    values = logical_shift(random_bits(seed, math.prod(shape)), 8).to(torch.float32) * 2.0**-24
+    return values.reshape(seed.shape[0], *shape)
+
+
+def random_bits(seed: Tensor, count: int) -> Tensor:
+    """32 random bits each: int32 (N, count); of their upper 24 `noise` makes its numbers."""
     low = (seed & _MASK_31).to(torch.int32)
     high = (torch.bitwise_right_shift(seed, 31) & _MASK_31).to(torch.int32)
     first = _mix(low, high)[:, None]
     second = _mix(high ^ _GOLDEN, low)[:, None]
-    index = torch.arange(math.prod(shape), dtype=torch.int32, device=seed.device)[None, :]
-    bits = _mix((index * _GOLDEN) ^ first, second)
-    return (_logical_shift(bits, 8).to(torch.float32) * 2.0**-24).reshape(seed.shape[0], *shape)
+    index = torch.arange(count, dtype=torch.int32, device=seed.device)[None, :]
+    return _mix((index * _GOLDEN) ^ first, second)

@@ -60,7 +60,7 @@ def paintings(tmp_path: Path) -> Path:
 def pictures(root: Path) -> dict[str, np.ndarray]:
     index = load_index(root)
     reader = ShardReader(index)
-    found = {index.name(key): module._picture(reader, key, None) for key in range(index.num_samples)}
+    found = {index.name(key): module.read_picture(reader, key, None) for key in range(index.num_samples)}
     reader.close()
     return found
 
@@ -108,7 +108,7 @@ def test_a_picture_is_what_the_network_makes_of_it(
     stylize(src.root, tmp_path / "s", style, size=32)
     key = src.name(6)
     reader = ShardReader(src)
-    image = Image.fromarray(module._picture(reader, 6, None))
+    image = Image.fromarray(module.read_picture(reader, 6, None))
     reader.close()
     small = image.resize((int(40 * 37 / 32), 37), Image.Resampling.BILINEAR)  # 37 is 32 * 256 / 224
     cut = np.asarray(small.crop((7, 2, 39, 34)))
