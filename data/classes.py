@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from data.description import INDEX_FILE, read_description
+from data.wnids import LISTS, wnids
 
 _WNID: Final = re.compile(r"(n\d{8})(?:\s.*)?")  # ImageNet's own lists put words behind it
 _NUM_NAMED: Final = 5
@@ -14,17 +15,20 @@ _NUM_NAMED: Final = 5
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """The class list of the shards in folder `path` (or of their index.json), or a text file with one class a line.
 
-    A line's place is the class's label. Of `n01440764 tench` the wnid counts. ValueError for a list that is empty, has
+    A line's place is the class's label. Of `n01440764 tench` the wnid counts. `imagenet`, `a` and `r` are known lists
+    (data.wnids), unless something of that name is there. ValueError for a list that is empty, has
     an empty line or names a class twice; FileNotFoundError where nothing is.
     """
     path = Path(path)
     if path.is_dir():
         return read_description(path).classes
+    if str(path) in LISTS and not path.exists():
+        return wnids(str(path))
     if path.name == INDEX_FILE:
         return read_description(path.parent).classes
     if not path.is_file():
         raise FileNotFoundError(
-            f"no class list {path}; give a text file with one class a line, or a folder of shards"
+            f"no class list {path}; give a text file with one class a line, a folder of shards, or {', '.join(LISTS)}"
         )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.cue_corruptions import corrupt
+from data.cue_renditions import render
 from data.cue_scene import (
     Canvas,
     Draw,
@@ -38,7 +40,11 @@ from data.order import hash64
 from data.records import save_dataset, shard_workers
 from data.shards import Sample, whole_folder, write_shard
 
-SHIFTED: Final = ("conflict", "silhouette", "sketch", "retextured", "shuffled")
+SHIFTED: Final = (
+    *("conflict", "silhouette", "sketch", "retextured", "shuffled"),
+    *("corrupted", "rendition"),
+)
+_REDRAWN: Final = {"cue64-corrupted": corrupt, "cue64-rendition": render}
 FOLDERS: Final = ("train", "val", *(f"cue64-{name}" for name in SHIFTED))
 _VERSION: Final = 1  # of the pictures: whoever changes them counts it up
 _MOST_WORKERS: Final = 2  # where the caller leaves the number open
@@ -147,6 +153,10 @@ def paint(
                 picture, filling = painter.retextured(row, label, family), f"_unseen{family}"
             case "cue64-shuffled":
                 picture = shuffle_patches(painter.scene(row, label, texture), order)
+            case "cue64-corrupted" | "cue64-rendition":
+                scene = np.asarray(painter.scene(row, label, texture))
+                own_seed = int(hash64(folder, settings.seed, number) >> np.uint64(1))  # fits an int64
+                picture = Image.fromarray(_REDRAWN[folder](scene, own_seed))
             case _:
                 picture = painter.scene(row, label, texture)
         yield f"shape{label}{filling}/{number:06d}", label, picture

@@ -1,46 +1,57 @@
 """Evaluation sets as data: one manifest `data/suites/ID.yaml` says what a set is and how its images reach a model.
 
-The shards of a suite lie in a folder that bears its id. This file opens no image and no shard, and imports nothing
-heavy, so that listing suites stays quick.
+This file opens no image and no shard, and imports nothing heavy, so that listing suites stays quick.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import yaml
 
 Resize = Literal["crop", "squash", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Metric = Literal["top1"]
-Classes = Literal["same"]
+Metric = Literal["top1", "error"]
+Classes = Literal["same", "wnids", "numbers", "map", "objectnet"]
+Decide = Literal["all", "masked", "mean", "real"]
 
 _MANIFESTS: Final = Path(__file__).with_name("suites")
-SPLITS: Final = (
-    "train",
-    "val",
-)  # lie beside the suites where `shards make --each` packed all; `val` is `clean`
 _FIRST: Final = "clean"
-_INDEX_FILE: Final = "index.json"  # data.index has this name too, but would import hashes and arrays for it
+EVERY: Final = "*"  # as a kind: whatever folders there are
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CHOICES: Final = {
     "resize": (None, *get_args(Resize)),
     "interpolation": (None, *get_args(Interpolation)),
     "metric": get_args(Metric),
     "classes": get_args(Classes),
+    "decide": get_args(Decide),
 }
+_TEXTS: Final = ("id", "title", "description", "source", "license", "make")
+_COUNTS: Final = ("num_classes", "num_images", "image_size", "severities", "border")
+
+
+class NotForThis(ValueError):
+    """A suite that is as it should be, and not for this model or this protocol: `all` passes it over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """One evaluation set. ValueError with field, value, rule and remedy for what does not fit.
 
-    `base`: id of the suite whose images this one shows shifted, under the same keys. `resize` as the recipe's
-    data.eval_resize; it, `crop_pct` and `interpolation` are the recipe's own where None. `classes` same: the class
-    list of the training shards. `make`: the command, or the words, that lead to its shards.
+    `classes`, how the names of its classes become columns of the model's logits. same: they are the training's class
+    list. wnids: each is a class of the model by name; `class_list` (see data.wnids) is what they must be. numbers:
+    folders 0 to 999 are labels of ImageNet. map: data/class_maps/ID.yaml says which columns each class stands for.
+    objectnet: files of the download say it.
+
+    `decide`, which column wins. all: of all the model's classes. masked: of the set's classes alone, and the result
+    of `all` stands beside it. mean: the class with the largest mean probability of its columns. real: all, and any
+    of the image's own labels is right.
+
+    `parts`: group -> kinds, each a folder of images of its own, below it `severities` folders where there are any.
+    The result is one, with the sums of its parts.
     """
 
     id: str
@@ -48,28 +59,56 @@ class Suite:
     description: str  # what is shifted, and how strongly
     source: str
     license: str
-    make: str
-    base: str | None = None
-    resize: Resize | None = None
+    make: str  # the command, or the words, that lead to its shards
+    get: str = ""  # where its images are had
+    folders: tuple[str, ...] = ()  # names beside its id: of folders of its shards, and on the command line
+    family: str | None = None  # one name for several suites, on the command line
+    base: str | None = None  # the suite whose images this one shows shifted, under the same keys
+    images: str | None = None  # the suite whose images these are, judged by other labels
+    resize: Resize | None = None  # None: the protocol's or the recipe's; so are the two below
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
+    image_size: int | None = None  # px of its files, where they must reach the model as they are
+    border: int = 0  # px to cut off all around, first of all
     metric: Metric = "top1"
     classes: Classes = "same"
+    class_list: str | None = None
+    num_classes: int | None = None
+    num_images: int | None = None  # of a whole one; of each part
+    decide: Decide = "all"
+    on_the_fly: bool = False  # its kinds are corruptions that the device makes of `images`
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    severities: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("id", "title", "description", "source", "license", "make"):
+        for name in _TEXTS:
             _check_text(name, getattr(self, name))
+        for name in ("get", "family", "base", "images", "class_list"):
+            if getattr(self, name):
+                _check_text(name, getattr(self, name))
         if not _ID.fullmatch(self.id):
             raise ValueError(
                 f"id {self.id!r} is a folder's name too; use letters, digits, '.', '_' and '-', a letter or digit first"
             )
-        if self.base is not None:
-            _check_text("base", self.base)
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 words = ", ".join("null" if word is None else word for word in allowed)
                 raise ValueError(f"{name} {value!r} is unknown; use {words}")
+        if not isinstance(self.on_the_fly, bool):
+            raise ValueError(f"on_the_fly {self.on_the_fly!r} must be true or false")
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
         _check_crop(self.crop_pct, self.resize)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All kinds of all groups."""
+        return tuple(kind for kinds in self.parts.values() for kind in kinds)
+
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether its classes are ImageNet's in some way, and not those of any training."""
+        return self.classes != "same"
 
 
 def list_suites() -> tuple[Suite, ...]:
@@ -87,6 +126,17 @@ def load_suite(id: str) -> Suite:
     return _read(_MANIFESTS / f"{id}.yaml")
 
 
+def suites_called(name: str) -> tuple[str, ...]:
+    """Ids of the suites that `name` means: the one of that id, else the one with that other name, else a family.
+    Empty where no manifest has it: then it is somebody's own."""
+    if name in _known():
+        return (name,)
+    suites = list_suites()
+    if also := next((suite.id for suite in suites if name in suite.folders), None):
+        return (also,)
+    return tuple(suite.id for suite in suites if suite.family == name)
+
+
 def own_suite(id: str) -> Suite:
     """What holds for anybody's own shards in a folder named `id`: the recipe's classes and transform."""
     return Suite(
@@ -99,19 +149,9 @@ def own_suite(id: str) -> Suite:
     )
 
 
-def find_shards(root: Path, id: str) -> Path | None:
-    """The folder `root/id` when it holds an index, else None."""
-    return root / id if (root / id / _INDEX_FILE).is_file() else None
-
-
-def found_suites(root: Path) -> list[str]:
-    """Names of the folders of shards in `root`: known suites in the order of `list_suites`, then the others by
-    name. The splits of a training are none, nor is what an interrupted `shards make` left behind (hidden folders).
-    """
-    there = {entry.name for entry in root.iterdir() if _ID.fullmatch(entry.name)} - set(SPLITS)
-    names = {name for name in there if find_shards(root, name) is not None}
-    known = [name for name in _known() if name in names]
-    return known + sorted(names - set(known))
+def is_suite_name(name: str) -> bool:
+    """Whether a folder of that name could be a suite."""
+    return _ID.fullmatch(name) is not None
 
 
 def _known() -> list[str]:
@@ -126,18 +166,37 @@ def _read(path: Path) -> Suite:
                 f"holds {type(content).__name__}; write the fields of a suite, one `name: value` a line"
             )
         _check_names(content)
-        suite = Suite(**content)
+        suite = Suite(**_plain(content))
         if suite.id != path.stem:
             raise ValueError(f"id {suite.id!r} differs from the file's name; make both the same")
-        if suite.base is not None and not path.with_name(f"{suite.base}.yaml").is_file():
-            raise ValueError(f"base {suite.base!r} is no suite; known are {', '.join(_known())}")
+        for name, other in (("base", suite.base), ("images", suite.images)):
+            if other is not None and not path.with_name(f"{other}.yaml").is_file():
+                raise ValueError(f"{name} {other!r} is no suite; known are {', '.join(_known())}")
         return suite
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """Lists of the file as tuples."""
+    folders, parts = content.get("folders", []), content.get("parts", {})
+    _check_names_in("folders", folders)
+    if not isinstance(parts, dict):
+        raise ValueError(f"parts {parts!r} must be groups with a list of kinds each; write `group: [kind]`")
+    for group, kinds in parts.items():
+        _check_names_in(f"parts.{group}", kinds)
+    return content | {"folders": tuple(folders), "parts": {group: tuple(k) for group, k in parts.items()}}
+
+
+def _check_names_in(name: str, words: object) -> None:
+    if not isinstance(words, list) or not all(
+        isinstance(w, str) and (w == EVERY or _ID.fullmatch(w)) for w in words
+    ):
+        raise ValueError(f"{name} {words!r} must be a list of folder names; write [name, other]")
+
+
 def _check_names(content: Iterable[object]) -> None:
-    required = [field.name for field in fields(Suite) if field.default is MISSING]
+    required = [f.name for f in fields(Suite) if f.default is MISSING and f.default_factory is MISSING]
     known = [field.name for field in fields(Suite)]
     given = list(content)
     for name in given:
@@ -155,6 +214,11 @@ def _check_text(name: str, value: object) -> None:
         raise ValueError(
             f"{name} {value!r} must be one line of text; put it in quotes, or behind >- on several lines"
         )
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name} {value!r} must be a whole number, 0 or more")
 
 
 def _check_crop(crop_pct: object, resize: str | None) -> None:

@@ -122,19 +122,23 @@ class EvalTransform:
 
     center: shorter side to floor(size / crop_pct), then the central square, as timm. squash: both sides
     straight to the size. none: the picture must have the size already (ImageNet-C). `crop_pct` counts for
-    center alone. Pixels are those of timm with the installed Pillow, to the bit.
+    center alone. `border` px are cut off all around first (ObjectNet's frame). Pixels are those of timm with the
+    installed Pillow, to the bit.
     """
 
     mode: Literal["center", "squash", "none"] = "center"
     crop_pct: float = 0.875
     interpolation: Interpolation = "bicubic"
     apply_exif: bool = False
+    border: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in ("center", "squash", "none"):
             raise ValueError(f"resize mode {self.mode!r} is unknown; use center, squash or none")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
+        if self.border < 0:
+            raise ValueError(f"border {self.border} must be 0 px or more")
         check_interpolation(self.interpolation)
 
     def apply(
@@ -142,15 +146,20 @@ class EvalTransform:
     ) -> NDArray[np.uint8]:
         """uint8 [3,image_size,image_size]: `into`, if that is given."""
         into = _room(image_size) if into is None else into
-        whole = Box(0, 0, picture.width, picture.height)
-        new_size, window = (image_size, image_size), Box(0, 0, image_size, image_size)
-        if self.mode == "none" and (picture.width, picture.height) != new_size:
+        width, height = picture.width - 2 * self.border, picture.height - 2 * self.border
+        if min(width, height) < 1:
             raise ValueError(
-                f"the image is {picture.width}x{picture.height} but resize mode 'none' takes only "
+                f"the image is {picture.width}x{picture.height}: nothing is left inside a border of {self.border} px"
+            )
+        whole = Box(self.border, self.border, width, height)
+        new_size, window = (image_size, image_size), Box(0, 0, image_size, image_size)
+        if self.mode == "none" and (width, height) != new_size:
+            raise ValueError(
+                f"the image is {width}x{height} but resize mode 'none' takes only "
                 f"{image_size}x{image_size}; use mode center or squash"
             )
         if self.mode == "center":
-            new_size = shorter_to(picture.width, picture.height, math.floor(image_size / self.crop_pct))
+            new_size = shorter_to(width, height, math.floor(image_size / self.crop_pct))
             window = center_box(*new_size, image_size)
         interpolation = self.interpolation
         resize_window(picture, whole, new_size, window=window, interpolation=interpolation, into=into)

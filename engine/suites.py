@@ -1,181 +1,174 @@
-"""Which images an evaluation entry means: a suite's shards, and how they reach the model."""
+"""From an evaluation entry to an open set: a suite's shards, how they reach the model, and how they are judged."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from data.index import DatasetIndex
-from data.remote import is_url, join, shown
-from data.suite import Suite, find_shards, found_suites, load_suite, own_suite
+from data.remote import is_url, join
+from data.suite import Suite
+from data.suite_folders import find_parts, manifest_of, wanted_parts
 from data.transform import EvalTransform
 from engine.build import eval_transform
+from engine.class_views import ClassViews, class_views
 from engine.eval_fields import AnyEval, SuiteEval
+from engine.eval_set import EvalSet
+from engine.protocols import DEFAULT, way_of
 from engine.recipe import Recipe
 from engine.sources import Access, numbered, open_shards
+from engine.suite_places import folder_of
+from engine.view import PLAIN
 
 CLEAN = "clean"
-ALL = "all"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalSet:
-    """An opened suite."""
-
-    suite: str
-    index: DatasetIndex
-    transform: EvalTransform
+OWN_CORRUPTIONS = "made by `shards corrupt`, not the published files; numbers may differ by points"
+_MADE_HERE = re.compile(r" severity \d, \d+ px, seed -?\d+")  # of its data sets' names
+_NUM_NAMED = 6
 
 
 def open_eval_set(
     recipe: Recipe, entry: AnyEval, access: Access, *, classes: Sequence[str] | None = None
 ) -> EvalSet:
     """The suite of `entry`; attacks start from the clean images. ValueError or OSError for shards that are not
-    there, or whose class list is not `classes`, those of the training."""
-    name = entry.suite if isinstance(entry, SuiteEval) else CLEAN
+    there, or that do not fit a model of `classes`, those of the training (None: nobody knows yet)."""
+    suite = manifest_of(entry.suite if isinstance(entry, SuiteEval) else CLEAN)
     own = entry.data if isinstance(entry, SuiteEval) else None
-    folder, field = _folder(recipe, name, own)
+    protocol = entry.protocol if isinstance(entry, SuiteEval) else DEFAULT
+    transform = _transform(recipe, suite, protocol)
+    folder, field = folder_of(recipe, suite, own)
+    if suite.parts and not suite.on_the_fly:
+        return _open_parts(suite, folder, access, classes, transform, protocol)
+    index = _open(recipe, suite, folder, field, access, classes)
+    whole = _set(suite, suite.id, index, folder, classes, transform, protocol)
+    return _corrupting(suite, whole) if suite.on_the_fly else whole
+
+
+def _open(
+    recipe: Recipe, suite: Suite, folder: str, field: str, access: Access, classes: Sequence[str] | None
+) -> DatasetIndex:
+    if suite.is_imagenet:
+        return open_shards(folder, access, field=field)
     # A stream has no class list; where data.val gave none either, its classes are numbers and can only be counted.
     is_named = recipe.data.indexed or classes is None or tuple(classes) != numbered(len(classes))
-    index = open_shards(folder, access, field=field, classes=classes, by_name=is_named)
-    return EvalSet(suite=name, index=index, transform=_transform(recipe, _manifest(name)))
+    return open_shards(folder, access, field=field, classes=classes, by_name=is_named)
 
 
-def _folder(recipe: Recipe, name: str, own: str | None) -> tuple[str, str]:
-    """The folder, or its URL, and the recipe field that named it."""
-    if own is not None:
-        return own, f"suite {name}:"
-    if name == CLEAN:
-        assert recipe.data.val is not None, "checked with the recipe"
-        return recipe.data.val, "data.val"
-    assert recipe.data.suites is not None, "checked with the recipe"
-    if is_url(recipe.data.suites):
-        return _in_url(recipe.data.suites, name), f"suite {name}:"
-    root = Path(recipe.data.suites)
-    if _find(root, name) is None:
-        raise ValueError(f"suite {name}: {_missing(root, name)}")
-    return str(root / name), f"suite {name}:"
+def _set(
+    suite: Suite,
+    name: str,
+    index: DatasetIndex,
+    folder: str,
+    classes: Sequence[str] | None,
+    transform: EvalTransform,
+    protocol: str,
+) -> EvalSet:
+    found = ClassViews((PLAIN,))
+    if suite.is_imagenet and classes is not None:
+        found = class_views(suite, index, classes, folder=Path(folder))
+    is_own = suite.severities > 0 and _MADE_HERE.search(index.description.dataset) is not None
+    return EvalSet(
+        suite=name,
+        index=index,
+        transform=transform,
+        protocol=protocol,
+        views=found.views,
+        judged=found.judged,
+        notes=(*found.notes, *([OWN_CORRUPTIONS] if is_own else [])),
+    )
 
 
-def _in_url(root: str, name: str) -> str:
-    if root.startswith("pipe:"):
+def _open_parts(
+    suite: Suite,
+    folder: str,
+    access: Access,
+    classes: Sequence[str] | None,
+    transform: EvalTransform,
+    protocol: str,
+) -> EvalSet:
+    """All parts that are there. ValueError where there is none."""
+    wanted, field = wanted_parts(suite), f"suite {suite.id}:"
+    if is_url(folder):
+        places = [(name, join(folder, name)) for name in wanted if access.has_index(join(folder, name))]
+    else:
+        places = [(part.name, str(part.folder)) for part in find_parts(Path(folder), suite)]
+    if not places:
         raise ValueError(
-            f"suite {name}: {root!r} is a command, which has the files of one set only; give the suite's own `data`"
+            f"{field} no part of it in {folder}, such as {folder}/{(wanted or ['NAME'])[0]}; {suite.make}"
         )
-    return join(root, name)
+    parts = tuple(
+        _set(
+            suite,
+            f"{suite.id}/{name}",
+            open_shards(place, access, field=field),
+            place,
+            classes,
+            transform,
+            protocol,
+        )
+        for name, place in places
+    )
+    missing = tuple(name for name in wanted if name not in dict(places))
+    return EvalSet(
+        suite=suite.id,
+        index=parts[0].index,
+        transform=transform,
+        protocol=protocol,
+        views=parts[0].views,
+        parts=parts,
+        missing=missing,
+        notes=(*_missing_note(wanted, missing), *_notes_of(parts)),
+    )
 
 
-def _find(root: Path, name: str) -> Path | None:
-    """The folder root/name, if it holds shards: an index, or tars that get one when they are opened."""
-    return find_shards(root, name) or (root / name if any((root / name).glob("*.tar")) else None)
+def _corrupting(suite: Suite, clean: EvalSet) -> EvalSet:
+    """The parts of a suite that is made on the device, all of the same images."""
+    from engine.corrupted import (
+        change_of,
+    )  # the corruptions of all kinds: half a second that no other suite needs
+
+    names = wanted_parts(suite)
+    parts = []
+    for name in names:
+        kind, _, severity = name.partition("/")
+        change = change_of(kind, int(severity))
+        parts.append(replace(clean, suite=f"{suite.id}/{name}", change=change, change_id="corrupted"))
+    notes = (
+        "made on the fly: not JPEG-compressed as ImageNet-C's files are, frost is generated; other numbers",
+    )
+    return replace(clean, parts=tuple(parts), change=parts[0].change, change_id="corrupted", notes=notes)
 
 
-def _missing(root: Path, name: str) -> str:
-    found = ", ".join(found_suites(root)) if root.is_dir() else ""
-    there = f"has the suites {found}" if found else "has no suite" if root.is_dir() else "does not exist"
-    return f"no shards in {root / name}; {root} {there}; {_how_to_get(name)}"
+def _missing_note(wanted: Sequence[str], missing: Sequence[str]) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    named = ", ".join(missing[:_NUM_NAMED]) + (
+        f" and {len(missing) - _NUM_NAMED} more" if missing[_NUM_NAMED:] else ""
+    )
+    return (
+        f"{len(missing)} of {len(wanted)} parts are missing: {named}; a mean over the others is another number",
+    )
 
 
-def _how_to_get(name: str) -> str:
-    try:
-        return f"make it: {load_suite(name).make}"
-    except ValueError as error:
-        return str(error)  # names the nearest known suite
+def _notes_of(parts: Sequence[EvalSet]) -> tuple[str, ...]:
+    """Each note once, with the parts it is about."""
+    about: dict[str, list[str]] = {}
+    for part in parts:
+        for note in part.notes:
+            about.setdefault(note, []).append(part.suite.partition("/")[2])
+    return tuple(
+        note if len(names) == len(parts) else f"{', '.join(names[:_NUM_NAMED])}: {note}"
+        for note, names in about.items()
+    )
 
 
-def _manifest(name: str) -> Suite:
-    """The suite's manifest, or the default one for somebody's own images."""
-    try:
-        return load_suite(name)
-    except ValueError:
-        return own_suite(name)
-
-
-def _transform(recipe: Recipe, suite: Suite) -> EvalTransform:
-    """The recipe's own evaluation transform, with what the suite's manifest prescribes in its place."""
+def _transform(recipe: Recipe, suite: Suite, protocol: str) -> EvalTransform:
+    """The recipe's own evaluation transform, with what protocol or manifest prescribe in its place."""
+    way = way_of(protocol, suite, image_size=recipe.data.image_size)
     prescribed = {
-        "eval_resize": suite.resize,
-        "crop_pct": suite.crop_pct,
-        "eval_interpolation": suite.interpolation,
+        "eval_resize": way.resize,
+        "crop_pct": way.crop_pct,
+        "eval_interpolation": way.interpolation,
     }
     changes = {name: value for name, value in prescribed.items() if value is not None}
-    return eval_transform(recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}))
-
-
-def locate(
-    names: Sequence[str], recipe: Recipe, root: str | Path | None, access: Access | None = None
-) -> list[dict[str, str]]:
-    """Entries of the suites `names` for the shards in `root` (--data), a folder or a URL: of shards for a single
-    suite, or of a folder of shards per suite. `all` is every suite found in a folder, after the clean images.
-
-    Without `root` the recipe's own places count.
-    """
-    place = recipe.data.suites if root is None else str(root)
-    wanted = _expand(names, place)
-    alone = len(wanted) == 1
-    if root is None:
-        return [_own_entry(name, recipe) for name in wanted]
-    if is_url(root):
-        return [_remote_entry(name, recipe, str(root), access or Access(), alone=alone) for name in wanted]
-    return [_entry(name, recipe, Path(root), alone=alone) for name in wanted]
-
-
-def _expand(names: Sequence[str], place: str | None) -> list[str]:
-    if ALL not in names:
-        return list(names)
-    if place is not None and is_url(place):
-        raise ValueError(
-            f"--suite all: {shown(place)} is a URL, whose folders cannot be listed; name the suites, comma-separated"
-        )
-    found = found_suites(Path(place)) if place is not None and Path(place).is_dir() else []
-    if not found:
-        raise ValueError(
-            f"--suite all: no suite in {place or 'data.suites, which the recipe does not name'}; "
-            "give --data ROOT, a folder with one folder of shards per suite"
-        )
-    return [CLEAN, *(name for name in found if name != CLEAN)]
-
-
-def _own_entry(name: str, recipe: Recipe) -> dict[str, str]:
-    if name != CLEAN and recipe.data.suites is None:
-        raise ValueError(
-            f"--suite {name}: the run's recipe names no data.suites; give --data ROOT, a folder with one folder "
-            "of shards per suite (`list suites` shows the known ones)"
-        )
-    return {"suite": name}
-
-
-def _remote_entry(name: str, recipe: Recipe, root: str, access: Access, *, alone: bool) -> dict[str, str]:
-    """The first place that has an index; a server tells of no folder what is in it."""
-    inside = [] if root.startswith("pipe:") else [name, *(["val"] if name == CLEAN else [])]
-    places = [root] * alone + [join(root, folder) for folder in inside]
-    for place in places:
-        if access.has_index(place):
-            return {"suite": name, "data": place}
-    if name == CLEAN and not alone and recipe.data.val is not None:
-        return {"suite": CLEAN}
-    where = (
-        " nor ".join(shown(place) for place in places)
-        or f"{root!r}, a command with the files of one set only"
-    )
-    raise ValueError(
-        f"--suite {name}: no index.json in {where}; give the URL of the shards or of the folder above them, or run "
-        "`shards index` where they lie"
-    )
-
-
-def _entry(name: str, recipe: Recipe, root: Path, *, alone: bool) -> dict[str, str]:
-    inside = _find(root, name) or (_find(root, "val") if name == CLEAN else None)
-    if (root / "index.json").is_file() and alone:
-        inside = root
-    if inside is None and alone and not (root.is_dir() and found_suites(root)):
-        inside = root  # not shards at all: opening it says what to do
-    if inside is not None:
-        return {"suite": name, "data": str(inside)}
-    if (root / "index.json").is_file():
-        raise ValueError(
-            f"--data {root} holds the shards of one set; for several suites give the folder above it, with "
-            "one folder of shards per suite"
-        )
-    if name == CLEAN and not alone and recipe.data.val is not None and root.is_dir() and found_suites(root):
-        return {"suite": CLEAN}
-    raise ValueError(f"--suite {name}: {_missing(root, name)}")
+    own = eval_transform(recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}))
+    return replace(own, border=suite.border)

@@ -21,6 +21,12 @@ METHOD = {
     "sign of a difference; overlapping ones show none.",
     "Relative drop": "(x - clean) / clean. For an attack, clean is the accuracy on the same images before it; for a "
     "shifted set, the clean evaluation of the same weights.",
+    "Calibration": "from confidence, NLL and Brier score of each row; ECE in 15 bins of equal width. Debiased as by "
+    "Kumar et al. 2019.",
+    "Shape bias": "decisions for the shape's class among those for the shape's or the texture's (Geirhos et al. 2019).",
+    "Mean error, mCE": "of ImageNet-C, over its 15 corruptions and 5 severities; mCE over AlexNet's errors (Hendrycks "
+    "and Dietterich 2019). The share of all parts counts every part alike, its interval is over photographs.",
+    "Effective robustness": "accuracy less what a line through public models on logit axes says (Taori et al. 2020).",
     "Comparable": "evaluations of one name agree in evaluation set, subset, contract, precision and attack settings, "
     "and in the seed where an attack starts at random.",
     "Curves over eps": "evaluations that share everything but the radius, with a step size that is fixed or in "

@@ -1,6 +1,6 @@
 """What the report knows about runs: plain frozen values, made by results.py, progress.py and gather.py."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.ledger import wilson_interval
+from engine.metrics.calibration import Calibration
+from engine.metrics.shape_bias import ShapeBias
 
 Plain = str | int | float | bool | None
 RAW, EMA = "raw", "ema"
@@ -19,6 +21,9 @@ class Share(NamedTuple):
 
     correct: int
     num: int
+    ends: tuple[float, float] | None = (
+        None  # of the interval, where the images are not independent of each other
+    )
 
     @property
     def value(self) -> float:
@@ -26,8 +31,8 @@ class Share(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval."""
-        return wilson_interval(self.correct, self.num)
+        """95 % Wilson interval, or the one that was given."""
+        return self.ends or wilson_interval(self.correct, self.num)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,12 @@ class Evaluation:
     share: Share  # right in all components
     before: Share  # right as they are, before any attack
     pictures: Pictures | None
+    calibration: Calibration | None = None  # of the images as they are; rows of older versions have none
+    shape_bias: ShapeBias | None = None  # of sets of cue conflicts
+    errors: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # of a set with parts: kind -> by severity
+    mce: float | None = None
 
     def setting(self, name: str) -> Plain:
         return dict(self.attack).get(name)

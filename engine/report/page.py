@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.report.appendix import environment_section, identity_section, method_section, recipe_section
 from engine.report.bars import NOT_COMPARABLE
+from engine.report.beyond import beyond_sections
 from engine.report.facts import RunFacts
 from engine.report.figures import Figure
 from engine.report.findings import findings
@@ -62,6 +63,7 @@ def to_html(
         _summary_section(summary),
         published_section(summary),
         _figure_section("Comparison", comparison, "No evaluation can be drawn yet."),
+        beyond_sections(summary),
         _figure_section("Training", training, "No training log, so no curves."),
         cost_section(runs),
         gallery_section(pictures, summary),

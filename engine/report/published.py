@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+from data.suite import suites_called
+from engine.protocols import list_protocols
+from engine.report.facts import Share
 from engine.report.layout import scroll, section, table
 from engine.report.markup import Markup, tag
 from engine.report.summary import Summary
@@ -9,10 +12,11 @@ from engine.report.words import MINUS, NOTHING, percent, share_text
 
 HEAD = ("run", "measure", "published/%", "here", "difference")
 NOTE = (
-    "What the recipe names as published, in percent. A measure whose name ends in -error is better when lower, and an "
-    "evaluation of that name is compared as it stands; other images, protocols or settings make other numbers."
+    "What the recipe names as published, in percent. A measure whose name ends in -error is better when lower. An "
+    "evaluation of that name, or of the suite it stands for, is compared as it stands; other images, protocols or "
+    "settings make other numbers."
 )
-_PREFIX = "published."
+_PREFIX, _ERROR = "published.", "-error"
 
 
 def comparisons(summary: Summary) -> list[tuple[str, ...]]:
@@ -24,8 +28,7 @@ def _of_row(summary: Summary, place: int) -> Iterator[tuple[str, ...]]:
     row = summary.rows[place]
     published = {k.removeprefix(_PREFIX): v for k, v in row.run.recipe.items() if k.startswith(_PREFIX)}
     for name, value in published.items():
-        cells = [column.cells[place] for column in summary.columns if column.name == name]
-        share = next((cell.share for cell in cells if cell is not None), None)
+        share = _own(summary, place, name)
         here = NOTHING if share is None else share_text(share)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         difference = NOTHING
@@ -33,6 +36,27 @@ def _of_row(summary: Summary, place: int) -> Iterator[tuple[str, ...]]:
             points = float(percent(share.value, share.num)) - float(str(value))
             difference = f"{points:+.2f} points".replace("-", MINUS)
         yield row.label, name, f"{value}", here, difference
+
+
+def _own(summary: Summary, place: int, name: str) -> Share | None:
+    """The run's share of that name, of the suite that it is another name of (imagenet-a: a), or of that suite under a
+    protocol; imagenet-c-error is what is wrong of c."""
+    called = suites_called(name.removesuffix(_ERROR))[:1]
+    names = [
+        name,
+        *(f"{id}{ending}" for id in called for ending in ("", *(f"-{p}" for p in list_protocols()))),
+    ]
+    for column in summary.columns:
+        cell = column.cells[place] if column.name in names else None
+        if cell is not None:
+            is_error = name.endswith(_ERROR) and column.name != name
+            return _wrong(cell.share) if is_error else cell.share
+    return None
+
+
+def _wrong(share: Share) -> Share:
+    low, high = share.interval
+    return Share(share.num - share.correct, share.num, (1 - high, 1 - low))
 
 
 def published_section(summary: Summary) -> Markup:

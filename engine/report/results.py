@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from data.suite_folders import manifest_of
 from engine.folder import RunFolder
 from engine.ledger import Counts, Ledger, Summary, read_ledger
+from engine.metrics.calibration import Calibration
+from engine.metrics.shape_bias import ShapeBias
 from engine.report.facts import RAW, Evaluation, Pictures, Plain, Share, Verdicts
+from engine.report.parts import parts_summary
+from engine.sampling import sequential_interval
+from engine.scores import calibrations, interval_over_images, shape_bias_of
 
 CLEAN = "clean"
+ATTACKED = "attacked"  # after all components
 _SUFFIXES = re.compile(r"(?:-(?P<weights>ema))?(?:-epoch(?P<epoch>\d+))?(?:-[0-9a-f]{8})?")
 _SUITE = re.compile(r"(?P<id>[^@\[]+)(?:\[(?P<subset>\d+)(?:-(?P<list>[0-9a-f]{8}))?\])?@(?P<dataset>.+)")
 # Settings that older results leave out, as they were then.
@@ -42,6 +50,9 @@ class ResultFile(BaseModel):
     num_correct: int
     num_top5: int
     components: dict[str, dict[str, float]]
+    parts: dict[str, dict[str, JsonValue]] | None = None  # of a suite with parts
+    mce: float | None = None  # where a whole ImageNet-C was judged
+    num_total: int | None = None  # of a sample whose interval decided when to end: what it was drawn from
 
 
 class Results(NamedTuple):
@@ -83,13 +94,35 @@ def _verified(folder: RunFolder, stem: str, result: ResultFile) -> tuple[Evaluat
     suite = _SUITE.fullmatch(result.suite)
     if suite is None:
         raise ValueError(f"suite {result.suite!r} is not SUITE@DATASET")
+    if result.parts is not None:
+        counts = parts_summary(folder.ledger, result.parts, evaluation=result.evaluation)
+        _compare_component(CLEAN, result.model_dump(), counts)
+        found = _evaluation(stem, result, suite, suffixes, counts, counts, None, None, None)
+        return _with_errors(found, folder, result), []
     book = read_ledger(folder.ledger, result.evaluation)
     summary = book.summary(result.evaluation)
     _compare(result, summary, book.evaluations().get(result.evaluation))
     pictures, remarks = _pictures(folder, stem, result, book)
+    scores = calibrations(book, result.evaluation, [CLEAN]) if result.attack is None else {}
+    bias = shape_bias_of(book, result.evaluation) if result.attack is None else None
     book.close()
     before = summary["components"].get(CLEAN, summary)
-    evaluation = Evaluation(
+    found = _evaluation(stem, result, suite, suffixes, summary, before, pictures, scores.get(CLEAN), bias)
+    return found, remarks
+
+
+def _evaluation(
+    stem: str,
+    result: ResultFile,
+    suite: re.Match[str],
+    suffixes: re.Match[str],
+    summary: Counts,
+    before: Counts,
+    pictures: Pictures | None,
+    calibration: Calibration | None,
+    shape_bias: ShapeBias | None,
+) -> Evaluation:
+    return Evaluation(
         name=result.name,
         file=stem,
         weights=result.weights or suffixes["weights"] or RAW,
@@ -104,11 +137,34 @@ def _verified(folder: RunFolder, stem: str, result: ResultFile) -> tuple[Evaluat
         attack=_settings(result.attack),
         seed=result.seed,
         precision=result.precision,
-        share=Share(summary["num_correct"], summary["num_images"]),
+        share=_share(summary, result),
         before=Share(before["num_correct"], before["num_images"]),
         pictures=pictures,
+        calibration=calibration,
+        shape_bias=shape_bias,
     )
-    return evaluation, remarks
+
+
+def _with_errors(found: Evaluation, folder: RunFolder, result: ResultFile) -> Evaluation:
+    """The errors of each kind by severity, and the interval over images."""
+    assert result.parts is not None, "asked for the parts of a set without"
+    errors: dict[str, list[float]] = {}
+    for name, part in result.parts.items():
+        errors.setdefault(name.partition("/")[0], []).append(1 - float(str(part["top1"])))
+    ends = None
+    if manifest_of(found.suite).base is not None:
+        ids = [str(part["evaluation"]) for part in result.parts.values()]
+        ends = interval_over_images(folder.ledger, ids)
+    share = found.share._replace(ends=ends)
+    return replace(found, errors=errors, mce=result.mce, share=share, before=share)
+
+
+def _share(counts: Counts, result: ResultFile) -> Share:
+    right, num = counts["num_correct"], counts["num_images"]
+    if result.num_total is None:
+        return Share(right, num)
+    low, high = sequential_interval(right, num, result.num_total)
+    return Share(right, num, (low, high))
 
 
 def _settings(attack: Mapping[str, JsonValue] | None) -> tuple[tuple[str, Plain], ...]:
@@ -181,7 +237,7 @@ def _read_pictures(path: Path, result: ResultFile, book: Ledger) -> Pictures:
 def _component(book: Ledger, result: ResultFile, *, is_attack: bool) -> str:
     parts = list(book.summary(result.evaluation)["components"])
     wanted = [name for name in parts if (name != CLEAN) == is_attack]
-    return (wanted or parts)[0]
+    return ATTACKED if len(wanted) > 1 else (wanted or parts)[0]
 
 
 def _verdicts(book: Ledger, evaluation: str, names: tuple[str, ...]) -> Iterator[Verdicts]:
@@ -192,6 +248,9 @@ def _verdicts(book: Ledger, evaluation: str, names: tuple[str, ...]) -> Iterator
         if row.key in wanted:
             labels[row.key] = row.label
             predictions[row.key][row.component] = row.prediction
+            # Components in turn: the one that breaks an image has the last word on it.
+            if not row.correct or ATTACKED not in predictions[row.key]:
+                predictions[row.key][ATTACKED] = row.prediction
     if missing := [name for name in names if name not in labels]:
         raise ValueError(f"the ledger has no verdict on its image {missing[0]}")
     return (Verdicts(label=labels[name], predictions=predictions[name]) for name in names)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from engine.metrics.relative import relative_drop as share_drop
 from engine.report.facts import EMA, Evaluation, Plain, RunFacts, Share
 from engine.report.words import attack_title, number_text, settings_text, suite_title
 
@@ -136,9 +137,7 @@ def relative_drop(evaluation: Evaluation, others: Iterable[Evaluation]) -> float
         return None
     else:
         clean = next((e.share for e in others if _is_clean_of(evaluation, e)), None)
-    if clean is None or clean.correct == 0:
-        return None
-    return evaluation.share.value / clean.value - 1.0
+    return None if clean is None else share_drop(clean.value, evaluation.share.value)
 
 
 def _is_clean_of(evaluation: Evaluation, other: Evaluation) -> bool:

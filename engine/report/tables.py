@@ -4,7 +4,8 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from engine.report.facts import Plain
+from engine.report.beyond import parts
+from engine.report.facts import Evaluation, Plain
 from engine.report.findings import findings
 from engine.report.published import HEAD, comparisons
 from engine.report.published import NOTE as PUBLISHED_NOTE
@@ -18,6 +19,16 @@ FIELDS = (
     *("run", "weights", "evaluation", "suite", "subset", "dataset", "contract", "attack", "norm", "eps"),
     *("step_size", "steps", "random_start", "restarts", "best_iterate", "seed", "precision"),
     *("n", "correct", "accuracy", "low", "high", "relative_drop", "comparable"),
+    *(
+        "ece",
+        "ece_debiased",
+        "rms_debiased",
+        "nll",
+        "brier",
+        "shape_bias",
+        "shape_bias_low",
+        "shape_bias_high",
+    ),
     *("weights_sha256", "evaluation_id", "result_file"),
 )
 Record = dict[str, Plain]
@@ -59,9 +70,21 @@ def _record(row: Row, cell: Cell, problem: str) -> Record:
         "high": high,
         "relative_drop": cell.drop,
         "comparable": problem or "yes",
+        **_scores(e),
         "weights_sha256": e.weights_sha256,
         "evaluation_id": e.id,
         "result_file": f"results/{e.file}.json",
+    }
+
+
+def _scores(evaluation: Evaluation) -> Record:
+    """Empty where there are none."""
+    names = ("ece", "ece_debiased", "rms_debiased", "nll", "brier")
+    found, bias = evaluation.calibration, evaluation.shape_bias
+    low, high = (bias and bias["interval"]) or (None, None)
+    return {
+        **{name: None if found is None else found[name] for name in names},  # type: ignore[literal-required]
+        **{"shape_bias": bias and bias["value"], "shape_bias_low": low, "shape_bias_high": high},
     }
 
 
@@ -84,6 +107,9 @@ def to_markdown(summary: Summary, *, title: str, warnings: Sequence[str]) -> str
     if published := comparisons(summary):
         rows = [_line(["---"] * len(HEAD), is_escaped=True), *map(_line, published)]
         lines += ["", "**Published numbers**", "", _line(HEAD), *rows, "", _escaped(PUBLISHED_NOTE)]
+    for part in parts(summary):
+        rows = [_line(["---"] * len(part.head), is_escaped=True), *map(_line, part.lines)]
+        lines += ["", f"**{part.heading}**", "", _line(part.head), *rows, "", _escaped(part.note)]
     if cost := cost_lines([row.run for row in _first_of_run(summary)]):
         rows = [_line(["---"] * len(cost[0]), is_escaped=True), *map(_line, cost[1:])]
         lines += ["", "**Cost**", "", _line(cost[0]), *rows, "", _escaped(COST_NOTE)]

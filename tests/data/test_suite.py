@@ -1,5 +1,6 @@
 """Manifests of evaluation sets: all that ship are right, and what is wrong with another is said in one line."""
 
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -13,7 +14,8 @@ import data.suite
 from data.description import INDEX_FILE
 from data.digits import write_digits
 from data.shifts import SHIFTS
-from data.suite import Suite, find_shards, found_suites, list_suites, load_suite, own_suite
+from data.suite import Suite, list_suites, load_suite, own_suite, suites_called
+from data.suite_folders import find_parts, find_shards, found_suites, wanted_parts
 
 GOOD = {
     "id": "other",
@@ -89,7 +91,7 @@ def test_an_unknown_suite_names_the_nearest() -> None:
         load_suite("digits-nosie")
     with pytest.raises(ValueError, match=r"suite '../clean' is unknown"):
         load_suite("../clean")
-    with pytest.raises(ValueError, match=r"suite 'zzz' is unknown; known are clean, cue64-conflict, "):
+    with pytest.raises(ValueError, match=r"suite 'zzz' is unknown; known are clean, 3dcc, a, c, "):
         load_suite("zzz")
 
 
@@ -121,8 +123,17 @@ def test_optional_fields_are_read(manifests: Path) -> None:
             {"interpolation": "cubic"},
             r"interpolation 'cubic' is unknown; use null, nearest, bilinear, bicubic",
         ),
-        ({"metric": "top5"}, r"metric 'top5' is unknown; use top1"),
-        ({"classes": "imagenet"}, r"classes 'imagenet' is unknown; use same"),
+        ({"metric": "top5"}, r"metric 'top5' is unknown; use top1, error"),
+        ({"classes": "imagenet"}, r"classes 'imagenet' is unknown; use same, wnids, numbers, map, objectnet"),
+        ({"decide": "any"}, r"decide 'any' is unknown; use all, masked, mean, real"),
+        ({"num_images": -1}, r"num_images -1 must be a whole number, 0 or more"),
+        ({"severities": True}, r"severities True must be a whole number"),
+        ({"on_the_fly": "yes"}, r"on_the_fly 'yes' must be true or false"),
+        ({"folders": "a"}, r"folders 'a' must be a list of folder names; write \[name, other\]"),
+        ({"folders": ["../up"]}, r"folders \['../up'\] must be a list of folder names"),
+        ({"parts": ["fog"]}, r"parts \['fog'\] must be groups with a list of kinds each"),
+        ({"parts": {"weather": "fog"}}, r"parts.weather 'fog' must be a list of folder names"),
+        ({"images": "nothing"}, r"images 'nothing' is no suite; known are clean, other"),
         ({"title": ""}, r"title '' must be one line of text; put it in quotes"),
         ({"license": 4.0}, r"license 4\.0 must be one line of text"),
         ({"description": "two\nlines"}, r"description 'two\\nlines' must be one line of text"),
@@ -164,7 +175,7 @@ def test_a_broken_manifest_is_one_line(manifests: Path, text: str | dict[str, ob
 
 
 def test_shards_are_found_by_id(tmp_path: Path) -> None:
-    for name in ("val", "digits-noise", "clean", "digits-blur", "a", ".digits-sketch.partial-x1"):
+    for name in ("val", "digits-noise", "clean", "digits-blur", "mine", ".digits-sketch.partial-x1"):
         shards_at(tmp_path / name)
     (tmp_path / "digits-contrast").mkdir()
     (tmp_path / "notes.txt").write_text("x")
@@ -172,4 +183,81 @@ def test_shards_are_found_by_id(tmp_path: Path) -> None:
     assert find_shards(tmp_path, "digits-contrast") is None, "no index: an unfinished or foreign folder"
     assert find_shards(tmp_path, "notes.txt") is None
     assert find_shards(tmp_path / "nowhere", "val") is None
-    assert found_suites(tmp_path) == ["clean", "digits-blur", "digits-noise", "a"]
+    assert found_suites(tmp_path) == ["clean", "digits-blur", "digits-noise", "mine"]
+
+
+def test_other_names_of_a_folder_count(tmp_path: Path) -> None:
+    """Folders keep the names that releases unpack to."""
+    for name in ("imagenet-a", "imagenetv2-top-images-format-val", "imagenet"):
+        shards_at(tmp_path / name)
+    assert find_shards(tmp_path, "a") == tmp_path / "imagenet-a"
+    assert find_shards(tmp_path, "real") == tmp_path / "imagenet", "the same images, other labels"
+    assert found_suites(tmp_path) == ["a", "imagenet", "real", "v2-top-images"]
+    assert suites_called("imagenet-a") == suites_called("a") == ("a",)
+    assert suites_called("imagenet-c") == ("c",)
+    assert suites_called("v2") == ("v2-matched-frequency", "v2-threshold-0.7", "v2-top-images")
+    assert suites_called("mine") == ()
+
+
+@pytest.mark.parametrize("folder", ["c/fog/3", "imagenet-c/weather/fog/3", "c/fog/severity_3"])
+def test_parts_are_found_where_archives_put_them(folder: str, tmp_path: Path) -> None:
+    shards_at(tmp_path / folder)
+    (tmp_path / folder).with_name("4").mkdir()  # half unpacked: no index
+    root = tmp_path / folder.partition("/")[0]
+    assert found_suites(tmp_path) == ["c"]
+    assert find_shards(tmp_path, "c") == root
+    assert find_parts(root, load_suite("c")) == [("fog/3", tmp_path / folder)]
+    assert "c-extra" not in found_suites(tmp_path)
+    shards_at(root / "spatter/1")
+    assert found_suites(tmp_path) == ["c", "c-extra"]
+
+
+def test_parts_of_any_name(tmp_path: Path) -> None:
+    for name in ("size", "background"):
+        shards_at(tmp_path / "imagenet-e" / name)
+    suite = load_suite("imagenet-e")
+    assert [part.name for part in find_parts(tmp_path / "imagenet-e", suite)] == ["background", "size"]
+    assert wanted_parts(suite) == []
+    assert len(wanted_parts(load_suite("c"))) == 75
+    assert wanted_parts(load_suite("imagenet-d")) == ["background", "texture", "material"]
+
+
+def test_a_suite_made_on_the_fly_has_no_folder(tmp_path: Path) -> None:
+    shards_at(tmp_path / "c-on-the-fly")
+    assert "c-on-the-fly" not in found_suites(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        *(
+            "imagenet",
+            "real",
+            "v2-matched-frequency",
+            "v2-threshold-0.7",
+            "v2-top-images",
+            "a",
+            "r",
+            "sketch",
+        ),
+        *("stylized", "c", "c-extra", "c-bar", "3dcc", "laion-c", "objectnet", "imagenet-d", "imagenet-e"),
+        "cue-conflict",
+    ],
+)
+def test_every_published_set_says_where_it_comes_from(id: str) -> None:
+    suite = load_suite(id)
+    assert suite.is_imagenet
+    assert suite.get
+    assert "shards make" in suite.make
+    assert re.search(r"arXiv:\d{4}\.\d{4}|objectnet\.dev|ICML 2025", suite.source)
+
+
+def test_corruptions_are_those_of_the_papers() -> None:
+    from engine.metrics.mce import CORRUPTIONS, EXTRA, GROUPS
+
+    assert load_suite("c").parts == GROUPS
+    assert load_suite("c").kinds == load_suite("c-on-the-fly").kinds == CORRUPTIONS
+    assert load_suite("c-extra").kinds == EXTRA
+    assert [len(load_suite(id).kinds) for id in ("c-bar", "3dcc", "laion-c")] == [10, 12, 6]
+    never_resized = ("c", "c-extra", "c-bar", "3dcc", "stylized")
+    assert {(load_suite(id).resize, load_suite(id).image_size) for id in never_resized} == {("none", 224)}

@@ -395,3 +395,16 @@ def test_host_jitter_follows_randaug_and_leaves_the_generators_alone() -> None:
 def test_eval_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong)))):
         EvalTransform(**wrong)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "none"])
+def test_a_border_is_cut_off_first(mode: str) -> None:
+    """As if the file had been saved without it."""
+    rng = np.random.default_rng(3)
+    inner = rng.integers(0, 256, (32, 32, 3) if mode == "none" else (50, 70, 3), dtype=np.uint8)
+    framed = np.pad(inner, ((2, 2), (2, 2), (0, 0)), constant_values=255)
+    plain, cut = EvalTransform(mode=mode), EvalTransform(mode=mode, border=2)  # type: ignore[arg-type]
+    expected = plain.apply(picture(Image.fromarray(inner)), image_size=32)
+    assert np.array_equal(cut.apply(picture(Image.fromarray(framed)), image_size=32), expected)
+    with pytest.raises(ValueError, match="nothing is left inside a border of 40 px"):
+        EvalTransform(mode=mode, border=40).apply(picture(Image.fromarray(framed)), image_size=32)

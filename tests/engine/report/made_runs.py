@@ -55,6 +55,10 @@ class Spec:
     contract: str = "default/squash-bicubic-32px"
     seed: int = 0
     gallery: int = 0  # pictures
+    confidence: float | None = None  # of every image, right or wrong
+    cues: bool = (
+        False  # names are those of cue conflicts; wrong ones go to the texture, every fifth to a third class
+    )
 
 
 CLEAN = Spec(name="clean")
@@ -144,9 +148,14 @@ def _verdicts(spec: Spec, identity: str, component: str) -> list[Verdict]:
         prediction = label if component != "clean" and i == 0 else prediction
         is_right = prediction == label
         key = f"{label}/{i:04d}"
+        if spec.cues:
+            key = f"shape{label}_texture{(label + 1) % 10}/{i:06d}"
+            prediction = (label + 2) % 10 if not is_right and i % 5 == 0 else prediction
         row = Verdict(
             identity, key, component, i, label, prediction, is_right, True, 1.0 if is_right else -1.0
         )
+        if spec.confidence is not None:
+            row = row._replace(confidence=spec.confidence, nll=0.5 if is_right else 2.0, brier=0.1)
         rows.append(row)
     return rows
 
