@@ -5,7 +5,7 @@ Passes are counted where they happen, in the model; times are CPU-seconds of the
 
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.block import CLEAN, BlockAttack, Outcome
+from robust.gradient import Predict
 from robust.stage import Device
 from robust.threat import distance, slack
 from robust.versions import Part
@@ -81,8 +82,9 @@ def ours(
     seed: int = 0,
     lanes: int = 64,
     block: int = 1024,
+    search: Callable[[Predict], Predict] | None = None,
 ) -> Arm:
-    """`parts` one after the other, each on what is left."""
+    """`parts` one after the other, each on what is left; `search` makes of the model the one that searches."""
     counted, began = Counted(model).eval(), time.process_time()
     outcomes: list[Outcome] = []
     broken_by: list[str | None] = []
@@ -90,7 +92,7 @@ def ours(
     for start in range(0, len(image), block):
         rows = slice(start, start + block)
         attack = BlockAttack(
-            predict=counted,
+            predict=counted if search is None else search(counted),
             verdict=counted,
             image=image[rows],
             label=label[rows],

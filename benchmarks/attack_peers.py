@@ -22,10 +22,11 @@ from benchmarks.attack_arm import MISSING, Arm, analytic, has_torchattacks, ours
 from benchmarks.attack_models import MODELS, Entry, held_out, model_of
 from benchmarks.attack_peers_report import report
 from benchmarks.record import rows_of_today, write_result
+from robust.lanes import Norm
 from robust.noise import noise
 from robust.pgd import PGD
 from robust.threat import THREATS
-from robust.versions import Norm, version_of
+from robust.versions import version_of
 
 STEPS: Final = 20  # of PGD
 NAME: Final = "attack-peers"

@@ -37,7 +37,7 @@ GOAL: Final = 1.3
 CHUNK: Final = 10
 WARM_UP: Final = 2  # chunks; the first step compiles, and may do so once more
 STEP_LANES: Final = 64  # where steps are measured: those of a real run
-LANES: Final = 8  # of whole runs: a number that stages do not halve, so that a component has one shape
+LANES: Final = 8  # of whole runs
 SAME_VERDICTS: Final = 0.999
 
 
@@ -102,7 +102,7 @@ class Worker:
             seed=0,
             num_lanes=LANES,
             chunk=CHUNK,
-            device=Device(feed=self.feed, cut=self.env.cut),
+            device=Device(feed=self.feed, cut=self.env.cut, compiles=self.env.compiles),
             on_chunk=chunks.append,
         )
         num_outcomes = sum(1 for _ in attack.run())

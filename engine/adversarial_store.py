@@ -55,6 +55,21 @@ class AdversarialStore:
         return {"evaluation": self.evaluation, "names": json.dumps(list(names))}
 
 
+def stored_names(path: Path) -> list[str]:
+    """Of the images in a block's file; ValueError for another file."""
+    metadata = _metadata(path)
+    if metadata is None or "names" not in metadata:
+        raise ValueError(
+            f"{path} is no file of attacked images; was it torn? attack again with --save-images"
+        )
+    return list(json.loads(metadata["names"]))
+
+
+def stored_evaluation(path: Path) -> str:
+    """The id of the evaluation that a block's file belongs to; empty where it names none."""
+    return (_metadata(path) or {}).get("evaluation", "")
+
+
 def _metadata(path: Path) -> Mapping[str, str] | None:
     try:
         header, _ = _header(path)

@@ -70,13 +70,14 @@ def _named(new: Sequence[BadSample]) -> str:
 def _gathered(env: Environment, index: DatasetIndex, new: Sequence[BadSample], rows: int) -> list[BadSample]:
     """The new ones of all processes, by position; `rows` is the largest number that one has."""
     if env.world_size > 1:
+        rows = -(-rows // env.num_devices) * env.num_devices
         local = torch.full((rows, 1 + _REASON_BYTES), -1, dtype=torch.int64)
         for row, sample in enumerate(new):
             reason = sample.reason.encode()[:_REASON_BYTES]
             local[row, 0] = sample.position
             local[row, 1 : 1 + len(reason)] = torch.tensor(list(reason), dtype=torch.int64)
         held: list[Tensor] = []
-        gathered = env.gather(env.feed({"bad": local}, split=False)["bad"])
+        gathered = env.gather(env.feed({"bad": local})["bad"])
         env.later({"bad": gathered}, lambda host: held.append(host["bad"]))
         env.flush()
         new = [_unpacked(index, row) for row in held[0].tolist() if row[0] >= 0]

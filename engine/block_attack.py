@@ -7,9 +7,10 @@ asks the same questions.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bits.environment import Environment
@@ -17,11 +18,17 @@ from data.batch import Batch
 from data.index import DatasetIndex
 from data.order import hash64
 from engine.adversarial_store import AdversarialStore
+from engine.attack_checks import Checks, look_again
+from engine.attack_pace import Count
+from engine.attack_pictures import AttackPictures
+from engine.attack_rows import Member, bad_row, row_of
 from engine.lane_state import LaneKeeper
 from engine.ledger import LedgerWriter, Verdict
-from engine.rows import CLEAN, UNREADABLE
+from engine.rows import CLEAN
 from engine.stop import Stopped
 from robust.block import BlockAttack, Outcome
+from robust.gradient import Predict
+from robust.lanes import Norm
 from robust.stage import Device, Stage
 from robust.versions import Version
 
@@ -30,40 +37,16 @@ Known = Mapping[str, Mapping[int, bool]]
 """component -> {position: broken}: what the ledger has."""
 
 
-@dataclass(slots=True)
-class Count:
-    """How far this process is, for the person who watches."""
-
-    total: int
-    done: int = 0  # images that nothing more is done to
-    right: int = 0  # of these
-
-    def add(self, *, is_right: bool) -> None:
-        self.done += 1
-        self.right += is_right
-
-    def __str__(self) -> str:
-        share = 100 * self.right / max(1, self.done)
-        bound = 100 * (self.total - self.done + self.right) / max(1, self.total)
-        return f"{self.done} of {self.total} images done, {share:.2f} % of them robust; at most {bound:.2f} % of all"
-
-
-class Member(NamedTuple):
-    """An image of a block that can be read."""
-
-    position: int
-    name: str
-    label: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockJob:
     """What all blocks of an evaluation share."""
 
     env: Environment
     model: nn.Module
+    search: Predict  # the model, or the same in low precision
     index: DatasetIndex
     version: Version
+    norm: Norm
     eps: float
     seed: int
     lanes: int
@@ -72,13 +55,18 @@ class BlockJob:
     writer: LedgerWriter
     keeper: LaneKeeper
     store: AdversarialStore | None
+    checks: Checks
+    pictures: AttackPictures
     count: Count
     stop_asked: Callable[[], bool]
     on_progress: Callable[[], None]
 
     def run(self, number: int, batch: Batch, bad: set[int], known: Known) -> None:
         """Attacks the images of block `number` that are not in `known` to their end; raises Stopped between chunks."""
-        self.writer.write(self._bad_row(batch, slot) for slot in _slots(batch) if int(batch.key[slot]) in bad)
+        unread = [self._member(batch, slot) for slot in _slots(batch) if int(batch.key[slot]) in bad]
+        self.writer.write(bad_row(self.identity, member) for member in unread)
+        for _ in unread:
+            self.count.add(CLEAN, is_right=False)
         slots = [slot for slot in _slots(batch) if int(batch.key[slot]) not in bad]
         members = [self._member(batch, slot) for slot in slots]
         if not members:
@@ -103,7 +91,7 @@ class BlockJob:
         whole = {"image": image, "label": label, "eps": torch.tensor(self.eps)}
         fed = self.env.feed(whole, split=False)
         return BlockAttack(
-            predict=self.model,
+            predict=self.search,
             verdict=self.model,
             image=fed["image"].float() / 255.0,
             label=fed["label"],
@@ -113,27 +101,16 @@ class BlockJob:
             seed=self.seed,
             num_lanes=self.lanes,
             chunk=CHUNK,
-            device=Device(feed=partial(_feed, self.env), cut=self.env.cut),
+            device=self.device,
         )
+
+    @property
+    def device(self) -> Device:
+        return Device(feed=partial(_feed, self.env), cut=self.env.cut, compiles=self.env.compiles)
 
     def _member(self, batch: Batch, slot: int) -> Member:
         position = int(batch.key[slot])
         return Member(position, self.index.name(position), int(batch.label[slot]))
-
-    def _bad_row(self, batch: Batch, slot: int) -> Verdict:
-        member = self._member(batch, slot)
-        self.count.add(is_right=False)
-        return Verdict(
-            evaluation=self.identity,
-            key=member.name,
-            component=CLEAN,
-            position=member.position,
-            label=member.label,
-            prediction=UNREADABLE,
-            correct=False,
-            top5=False,
-            margin=float("nan"),
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,15 +132,18 @@ class _BlockRun:
                 self.pending.append(outcome)
         finally:
             self._write()
+        self.job.count.spend(None)
         self._count_known()
 
     def _begin(self, stage: Stage) -> None:
+        self.job.count.spend(None)
         done = set(self.known.get(stage.component.name, {}))
         done |= {row for row, name in enumerate(self.attack.broken_by) if name is not None}
         self.job.keeper.restore(stage, self.number, done)
 
     def _between(self, stage: Stage) -> None:
         """Between two chunks: what is known by now is written, and a request to stop is heard."""
+        self.job.count.spend(stage.component.name)
         self._write()
         if self.job.stop_asked():
             self.job.keeper.keep(stage, self.number)
@@ -171,63 +151,66 @@ class _BlockRun:
         self.job.keeper.look(stage, self.number)
 
     def _write(self) -> None:
-        """One transaction; the images first, so that no row is without its own."""
+        """One transaction; what belongs to rows comes first, so that none is without its own."""
         new = [o for o in self.pending if o.row not in self.known.get(o.component, {})]
         self.pending.clear()
         if not new:
             return
         rows = [o.row for o in new if o.broken and o.component != CLEAN]
+        if rows:
+            self._look_again(rows)
         if self.job.store is not None:
-            self._store(self.job.store, rows)
+            self._fetch(rows, partial(self.job.store.put, self.number))
+        shown = [row for row in rows if self.members[row].position in self.job.pictures.wanted]
+        self._fetch(shown, self._show)
         self.job.writer.write([self._row(outcome) for outcome in new])
-        last = self.job.version.parts[-1].name
         for outcome in new:
-            if outcome.broken or outcome.component == last:
-                self.job.count.add(is_right=not outcome.broken)
+            self.job.count.add(outcome.component, is_right=not outcome.broken)
         self.job.on_progress()
 
-    def _store(self, store: AdversarialStore, rows: Sequence[int]) -> None:
+    def _look_again(self, rows: Sequence[int]) -> None:
+        job, attack = self.job, self.attack
+        found = look_again(
+            job.model,
+            attack.adversarial,
+            attack.image,
+            attack.label,
+            rows,
+            [member.name for member in self.members],
+            norm=job.norm,
+            batch=job.lanes,
+            device=job.device,
+        )
+        job.checks.add(found)
+
+    def _fetch(self, rows: Sequence[int], put: Callable[[Sequence[int], NDArray[np.float32]], None]) -> None:
+        """What broke `rows`, to the host."""
         size = self.job.lanes  # one shape for any number of rows
         for start in range(0, len(rows), size):
             part = list(rows[start : start + size])
             place = torch.tensor(part + [part[-1]] * (size - len(part)))
             fed = self.job.env.feed({"rows": place}, split=False)["rows"]
             image = self.attack.adversarial.index_select(0, fed).cpu()
-            store.put(self.number, part, image[: len(part)].numpy())
+            put(part, image[: len(part)].numpy())
+
+    def _show(self, rows: Sequence[int], image: NDArray[np.float32]) -> None:
+        for row, picture in zip(rows, image, strict=True):
+            self.job.pictures.put(self.members[row].position, picture)
 
     def _row(self, outcome: Outcome) -> Verdict:
-        member, is_clean = self.members[outcome.row], outcome.component == CLEAN
-        prediction = outcome.prediction
-        if is_clean:  # -1 says that an image could not be read
-            prediction = int(self.attack.clean.logits[outcome.row].argmax())
-        return Verdict(
-            evaluation=self.job.identity,
-            key=member.name,
-            component=outcome.component,
-            position=member.position,
-            label=member.label,
-            prediction=prediction,
-            correct=not outcome.broken,
-            top5=outcome.rank < 5,
-            margin=outcome.margin,
-            broken_by=outcome.component if outcome.broken and not is_clean else None,
-            step=outcome.steps if outcome.broken and not is_clean else None,
-            queries=None if is_clean else self._passes(outcome),
+        return row_of(
+            self.job.identity,
+            self.members[outcome.row],
+            outcome,
+            self.job.version,
+            clean_prediction=int(self.attack.clean.logits[outcome.row].argmax()),
         )
-
-    def _passes(self, outcome: Outcome) -> int:
-        """Forward and backward passes that were spent on the image."""
-        (component,) = (p.component for p in self.job.version.parts if p.name == outcome.component)
-        steps = max(0, outcome.tries - 1) * component.steps + outcome.steps
-        return round(steps * (component.passes.forward + component.passes.backward))
 
     def _count_known(self) -> None:
         """Images whose end the ledger had."""
-        last = self.job.version.parts[-1].name
         for part, rows in self.known.items():
             for broken in rows.values():
-                if broken or part == last:
-                    self.job.count.add(is_right=not broken)
+                self.job.count.add(part, is_right=not broken, is_known=True)
         self.job.on_progress()
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.attack_flags import ACTIONS
 from engine.failure import EXIT_DONE, guarded
 from engine.flags import LAUNCHER_FLAGS, make_parser, optional, recipe_words
 
@@ -29,6 +30,8 @@ MODULES = {
     "train": "engine.verb_train",
     "eval": "engine.verb_measure",
     "attack": "engine.verb_measure",
+    "attack merge": "engine.verb_merge",
+    "attack verify": "engine.verb_verify",
     "shards": "engine.verb_shards",
     "weights": "engine.verb_weights",
     "report": "engine.verb_report",
@@ -37,7 +40,7 @@ MODULES = {
     "tpu-check": "engine.verb_tpu_check",
 }
 # These look at files or at this machine: one process, whatever the launcher was asked for.
-ALONE = ("shards", "weights", "report", "list", "doctor", "tpu-check")
+ALONE = ("attack merge", "attack verify", "shards", "weights", "report", "list", "doctor", "tpu-check")
 
 
 def main(argv: Sequence[str], launch: Launch, *, program: str) -> int:
@@ -67,6 +70,7 @@ def validate(argv: Sequence[str], program: str) -> str:
 
 def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     """The arguments; `key=value` and `@NAME` may stand anywhere behind `train` or `doctor`, between flags too."""
+    argv = _joined(argv)
     _refuse_misplaced(argv, program)
     parser = make_parser(program)
     arguments, extra = parser.parse_known_args(list(argv))
@@ -83,6 +87,13 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     if arguments.json is not None:
         _check_json(arguments.json)
     return arguments
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """With `attack merge` and `attack verify` as verbs of their own; a run of that name is ./merge."""
+    if len(argv) > 1 and argv[0] == "attack" and argv[1] in ACTIONS:
+        return [f"attack {argv[1]}", *argv[2:]]
+    return list(argv)
 
 
 def _refuse_misplaced(argv: Sequence[str], program: str) -> None:

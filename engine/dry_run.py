@@ -8,6 +8,7 @@ from engine.borrowed import try_on
 from engine.build import check_model
 from engine.cli import Launch
 from engine.folder import RunFolder
+from engine.meeting import check_pace
 from engine.plan_table import show
 from engine.planner import count
 from engine.recipe import Recipe
@@ -17,7 +18,7 @@ from engine.trial import measured
 
 def open_for_training(recipe: Recipe, launch: Launch) -> Environment:
     """The environment of a training and of its plan."""
-    return open_environment(
+    env = open_environment(
         launch.backend,
         precision=recipe.run.precision,
         world_size=launch.world_size,
@@ -25,6 +26,8 @@ def open_for_training(recipe: Recipe, launch: Launch) -> Environment:
         deterministic=recipe.run.deterministic,
         reduce_dtype=recipe.run.reduce_dtype,
     )
+    check_pace(env, recipe.evals)
+    return env
 
 
 def dry_run(

@@ -5,7 +5,7 @@ its ledger: images that have their rows are not judged again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,15 @@ from data.transform import EvalTransform
 from engine.agreement import is_same_data
 from engine.chosen import Chosen, chosen
 from engine.eval_fields import AnyEval, AttackEval, SuiteEval
+from engine.eval_set import Change, EvalSet
 from engine.ledger import LedgerWriter, read_ledger
 from engine.rows import CLEAN, effort_of, rows_of
 from engine.stop import Stopped
 from engine.tally import contract_id, tally
-from engine.training_attack import ATTACK_STREAM, build_pgd
+from engine.training_attack import ATTACK_STREAM, START_STREAM, build_pgd
 from engine.verdict import evaluation_id, judge
+from engine.view import PLAIN, Tables, View, judge_all, of_view
+from robust.noise import noise
 
 PRECISION = "float32"
 
@@ -59,44 +62,73 @@ class Evaluator:
     stop_asked: Callable[[], bool] = lambda: False  # between batches; what is judged by then stays judged
     on_progress: Callable[[int, int], None] = lambda done, total: None  # images, after each batch
     say: Callable[[str], None] = lambda text: None  # lines for the person who watches
+    record: Callable[[Mapping[str, Any]], None] = lambda values: None  # and for the log
+    num_pictures: int = 0  # that a report shows of an attack; AutoAttack keeps them as it breaks them
+    # Of an EvalSet:
+    protocol: str = "default"
+    views: tuple[View, ...] = (PLAIN,)
+    judged: np.ndarray | None = None
+    change: Change | None = None
+    change_id: str = ""
+    parts: tuple[EvalSet, ...] = ()  # engine.groups takes them one by one
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    overlap: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of its kinds with the training
 
     def run(self, entry: SuiteEval | AttackEval) -> dict[str, Any]:
         """Judges what is not in the ledger yet and returns the result as plain values."""
-        found = self.chosen(entry)
+        found, views = self.chosen(entry), self.views if isinstance(entry, SuiteEval) else (PLAIN,)
         keys = found.keys
-        description = self.describe(found, _settings(entry))
-        identity = evaluation_id(**description)
+        described = [self.describe(found, _settings(entry), view=view) for view in views]
+        ids = [evaluation_id(**description) for description in described]
         components = (CLEAN,) if isinstance(entry, SuiteEval) else (CLEAN, entry.name)
         with LedgerWriter(self.ledger, self.env.rank) as writer:
-            writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
+            for identity, description in zip(ids, described, strict=True):
+                writer.describe(identity, {**description, "name": entry.name, "components": list(components)})
             self.env.barrier()  # every writer's file exists before anyone reads what is done
-            left = self._left(keys, identity, components)
-            self.agree_on(identity, left)  # nobody writes before everyone has read
+            left = self._left(keys, ids[0], components)  # the rows of all views are of one transaction
+            self.agree_on(ids[0], left)  # nobody writes before everyone has read
             bad = set[int]()  # positions
-            write = partial(self._write, writer, identity, components, effort_of(entry), bad)
+            write = partial(self._write, writer, ids, components, effort_of(entry), bad)
             try:
                 self._judge(entry, left, write, bad)
             finally:
                 self.env.flush()  # while the file is open, also when a bad sample ends the loop
         self.env.barrier()
-        counts = tally(self.ledger, identity, components, self.index, keys, counts_bad=self.bad == "wrong")
+        counts = [
+            tally(self.ledger, identity, components, self.index, keys, counts_bad=self.bad == "wrong")
+            for identity in ids
+        ]
+        beside = {
+            view.id: {"evaluation": identity, "contract": description["contract"], **count}
+            for view, identity, description, count in zip(views, ids, described, counts, strict=True)
+        }
         return {
             "name": entry.name,
             "weights": self.weights,
             "recipe": self.recipe,
-            "evaluation": identity,
-            **description,
-            **counts,
+            "evaluation": ids[0],
+            **described[0],
+            **counts[0],
+            **({"beside": {view.id: beside[view.id] for view in views[1:]}} if views[1:] else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
-    def describe(self, selected: Chosen, attack: Mapping[str, object] | None) -> dict[str, Any]:
+    def describe(
+        self, selected: Chosen, attack: Mapping[str, object] | None, *, view: View = PLAIN
+    ) -> dict[str, Any]:
         """The parts of the evaluation's id; `attack` are the settings of one, None for a suite."""
         return {
             "weights_sha256": self.weights_sha256,
             # The subset is part of the id: sums over the rows of one id are always over one set of images.
             "suite": f"{self.suite}{selected.subset}@{self.index.dataset_id}",
             # Where bad images count as wrong, verdicts are not those of an evaluation that would have stopped.
-            "contract": contract_id(self.transform, self.image_size) + "-badwrong" * (self.bad == "wrong"),
+            "contract": contract_id(
+                self.transform,
+                self.image_size,
+                protocol=self.protocol,
+                words=(self.change_id, view.id, "badwrong" * (self.bad == "wrong")),
+            ),
             "attack": attack,
             "seed": self.seed,
             "precision": PRECISION,
@@ -104,7 +136,14 @@ class Evaluator:
 
     def chosen(self, entry: AnyEval) -> Chosen:
         """The images of `entry`: all, a fixed pseudo-random subset, or those of a list."""
-        return chosen(self.index, entry)
+        found = chosen(self.index, entry)
+        if self.judged is None:
+            return found
+        if not len(keys := np.intersect1d(found.keys, self.judged)):
+            raise ValueError(
+                f"none of the {len(found.keys)} images asked for has a label in {self.suite}; name others"
+            )
+        return found._replace(keys=keys)
 
     def keys(self, entry: AnyEval) -> np.ndarray:
         """Their positions."""
@@ -165,7 +204,7 @@ class Evaluator:
         # A handful, and a worker would start for longer. A bad image is black here, and has been named.
         for batch in self._loader(entry, keys, 0, lambda bad: None):
             fed = Batch(**self.env.feed(batch._asdict()))
-            seen = {"key": fed.key, "image": fed.image}
+            seen = {"key": fed.key, "image": self._shown(fed)}
             if isinstance(entry, AttackEval):
                 seen["attacked"] = self._attack(entry, fed.image.float() / 255.0, fed)
             self.env.cut()
@@ -179,11 +218,12 @@ class Evaluator:
         self.model.eval()
         try:
             loader = self._loader(entry, keys, self.num_workers, partial(self.note, bad))
+            tables = [self.env.feed(view.tables, split=False) if view.tables else {} for view in self.views]
             watch = self.env.watch(calls=1, warn=self.warn or (lambda text: None))
             for number, batch in enumerate(loader, start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
                 with watch.step(fed._asdict(), at=f"batch {number} of {entry.name}"):
-                    verdicts = self._judged(entry, fed)
+                    verdicts = self._judged(entry, fed, tables)
                 self.env.later(verdicts, partial(write, batch))
                 done = number * len(batch.key) * self.env.world_size
                 self.on_progress(min(done, len(keys)), len(keys))
@@ -193,13 +233,29 @@ class Evaluator:
         finally:
             self.model.train(was_training)
 
-    def _judged(self, entry: SuiteEval | AttackEval, batch: Batch) -> dict[str, Tensor]:
+    def _judged(
+        self, entry: SuiteEval | AttackEval, batch: Batch, tables: Sequence[Tables]
+    ) -> dict[str, Tensor]:
         image = batch.image.float() / 255.0
-        verdicts = self._verdicts(CLEAN, image, batch)
         if isinstance(entry, AttackEval):
+            verdicts = self._verdicts(CLEAN, image, batch)
             verdicts |= self._verdicts(entry.name, self._attack(entry, image, batch), batch)
+        else:
+            verdicts = self._viewed(
+                image if self.change is None else self.change(image, batch), batch, tables
+            )
         self.env.cut()
         return verdicts
+
+    @torch.no_grad()
+    def _viewed(self, image: Tensor, batch: Batch, tables: Sequence[Tables]) -> dict[str, Tensor]:
+        return judge_all(self.views, self.model(image), batch.label, batch.key, tables)
+
+    def _shown(self, batch: Batch) -> Tensor:
+        """uint8 [N,3,H,W]: what the model is given."""
+        if self.change is None:
+            return batch.image
+        return (self.change(batch.image.float() / 255.0, batch) * 255.0).round().to(torch.uint8)
 
     @torch.no_grad()
     def _verdicts(self, component: str, image: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -215,23 +271,35 @@ class Evaluator:
             random_start=entry.random_start,
             restarts=entry.restarts,
             best_iterate=entry.best_iterate,
+            clean_prob=entry.clean_prob,
         )
+        seed = batch.seed ^ ATTACK_STREAM
         eps = self.env.feed({"eps": torch.tensor(entry.eps)}, split=False)["eps"]
         target = batch.label.clamp(min=0)  # padding slots have no label; their verdicts are not written
-        return pgd(self.model, image, target, eps=eps, seed=batch.seed ^ ATTACK_STREAM)
+        start_u = noise(seed ^ START_STREAM, (1,))[:, 0] if entry.clean_prob > 0.0 else None
+        return pgd(self.model, image, target, eps=eps, seed=seed, start_u=start_u)
 
     def _write(
         self,
         writer: LedgerWriter,
-        identity: str,
+        ids: Sequence[str],
         components: Sequence[str],
         effort: tuple[int | None, int],
         bad: set[int],
         batch: Batch,
         verdicts: dict[str, Tensor],
     ) -> None:
-        """One transaction for all rows of a batch."""
-        writer.write(rows_of(self.index, identity, components, effort, bad, batch, verdicts))
+        """One transaction for all rows of this process's batch."""
+        own = {name: self.env.own(verdict) for name, verdict in verdicts.items()}
+        if f"{CLEAN}/prediction" in own:
+            writer.write(rows_of(self.index, ids[0], components, effort, bad, batch, own))
+            return
+        rows = []
+        for number, identity in enumerate(ids):
+            label, seen = of_view(number, own)
+            seen = {f"{CLEAN}/{name}": verdict for name, verdict in seen.items()}
+            rows += rows_of(self.index, identity, components, effort, bad, batch._replace(label=label), seen)
+        writer.write(rows)
 
 
 def _settings(entry: SuiteEval | AttackEval) -> Mapping[str, object] | None:
@@ -239,4 +307,7 @@ def _settings(entry: SuiteEval | AttackEval) -> Mapping[str, object] | None:
     if not isinstance(entry, AttackEval):
         return None
     fields = ("attack", "norm", "eps", "step_size", "steps", "random_start", "restarts", "best_iterate")
-    return {name: getattr(entry, name) for name in fields}
+    settings = {name: getattr(entry, name) for name in fields}
+    if entry.preset != "none":
+        settings |= {"preset": entry.preset, "clean_prob": entry.clean_prob}
+    return settings

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine.attack_flags import add_attack_flags, add_merge_flags, add_verify_flags
+from engine.measuring_flags import add_measuring, add_quiet, add_remote, add_subject, add_weights_choice
 from engine.shards_flags import add_shards_flags
 from engine.tpu.flags import add_tpu_check_flags
 
@@ -14,7 +16,8 @@ LAUNCHER_FLAGS = {
         "--num-processes": "how many processes to start (default 1)",
     },
     "launch_xla.py": {
-        "--num-devices": "XLA devices to use (default 1)",
+        "--num-devices": "XLA devices of this host (default 1)",
+        "--num-hosts": "hosts of a TPU pod, each starts this (default 1)",
         "--compile-cache": "folder that keeps compiled graphs for later runs (TPU)",
     },
 }
@@ -35,7 +38,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def start_section(self, heading: str | None) -> None:
         super().start_section(heading)
-        self._action_max_length = 13
+        self._action_max_length = 17
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -112,116 +115,35 @@ def _add_train(verbs: Any) -> None:
         action="store_true",
         help="data.train names tars without an index, to be read in order (sets data.indexed=false)",
     )
-    _add_remote(parser)
-    _add_quiet(parser)
+    add_remote(parser)
+    add_quiet(parser)
 
 
 def _add_eval(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu eval runs/a --suite clean --data shards/val"
     parser = _verb(verbs, "eval", "judge every image of a suite, one ledger row each", example)
-    _add_subject(parser)
+    add_subject(parser)
     parser.add_argument(
         "--suite", default="clean", help="suites, comma-separated, or all (see `list suites`; default: clean)"
     )
-    _add_measuring(parser)
+    parser.add_argument(
+        "--protocol",
+        default="default",
+        metavar="ID",
+        help="whose transform: default, bai2021, wang2023 or xu2022",
+    )
+    add_measuring(parser)
 
 
 def _add_attack(verbs: Any) -> None:
     example = "python launch_gpu.py --cpu attack runs/a --attack pgd --eps 2/255,4/255,8/255 --steps 20 --restarts 3"
-    parser = _verb(verbs, "attack", "attack every image and count what stays right", example)
-    _add_subject(parser)
-    parser.add_argument("--attack", default="pgd", help="pgd (default) or autoattack (see `list attacks`)")
-    parser.add_argument("--norm", default="linf", help="linf (default) or l2")
-    parser.add_argument(
-        "--eps",
-        required=True,
-        help="radius in pixel units and the norm, e.g. 4/255; several, comma-separated, give a result each",
+    add_attack_flags(_verb(verbs, "attack", "attack every image and count what stays right", example))
+    example = "python launch_gpu.py attack merge runs/part1 runs/part2 --output runs/whole"
+    add_merge_flags(
+        _verb(verbs, "attack merge", "join the parts of one evaluation from several machines", example)
     )
-    parser.add_argument("--step-size", help="pgd: pixel units, for every radius (default: a quarter of each)")
-    parser.add_argument("--steps", type=int, help="pgd: gradient steps of a restart (default: 20)")
-    parser.add_argument("--no-random-start", action="store_true", help="pgd: start from the clean image")
-    parser.add_argument(
-        "--restarts", type=int, help="pgd: random starts; the strongest result counts (default: 1)"
-    )
-    parser.add_argument(
-        "--best-iterate", action="store_true", help="pgd: the strongest iterate counts, not the last one"
-    )
-    parser.add_argument("--version", metavar="NAME", help="autoattack: what runs (default: standard)")
-    parser.add_argument(
-        "--save-images",
-        action="store_true",
-        help="autoattack: keep the image that broke each one, as float32",
-    )
-    _add_measuring(parser)
-
-
-def _add_subject(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN_OR_WEIGHTS",
-        help="run folder, a checkpoint in one, an exported .safetensors file; with --model any weights; or "
-        "timm:NAME, hf-hub:ORG/NAME, which are fetched",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="of weights from elsewhere: what the model sees, such as data.crop_pct=0.9 or model.mean=[0.5,0.5,0.5]",
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", help="of weights from elsewhere: their model (`list models`)"
-    )
-    parser.add_argument(
-        "--image-size", type=int, metavar="PX", help="with --model (default: the model's own)"
-    )
-    parser.add_argument(
-        "--num-classes", type=int, metavar="K", help="with --model (default: the file's head)"
-    )
-
-
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    _add_weights_choice(parser)
-    parser.add_argument(
-        "--data",
-        metavar="ROOT",
-        help="folder or URL of shards, or of one folder of shards per suite (default: data.val and data.suites of "
-        "the run)",
-    )
-    _add_remote(parser)
-    parser.add_argument("--num-images", type=int, help="a fixed subset, the same for every model")
-    parser.add_argument(
-        "--images", metavar="FILE", help="those whose names stand in FILE, one on each line, instead"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        help="global (default: run.batch_size); autoattack: lanes of each process (default: 64)",
-    )
-    parser.add_argument(
-        "--bad-images",
-        choices=["stop", "wrong"],
-        help="stop at one, or count it as wrong (default: data.eval_bad)",
-    )
-    parser.add_argument("--output", type=Path, help="where ledger and results go (default: the run folder)")
-    _add_quiet(parser)
-
-
-def _add_remote(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache", metavar="DIR", help="where shards behind URLs are kept (default: data.cache of the recipe)"
-    )
-    parser.add_argument(
-        "--allow-pipes", action="store_true", help="places of the form pipe:COMMAND may run their command"
-    )
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress: results and warnings only")
-
-
-def _add_weights_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", choices=["raw", "ema"], default="raw", help="of a run with optim.ema")
+    example = "python launch_gpu.py --cpu attack verify runs/a"
+    add_verify_flags(_verb(verbs, "attack verify", "judge stored adversarial images once more", example))
 
 
 def _add_shards(verbs: Any) -> None:
@@ -243,7 +165,7 @@ def _add_weights(verbs: Any) -> None:
         metavar="PATH",
         help="info: FILE; convert: SRC DST.safetensors; export: RUN DST.safetensors",
     )
-    _add_weights_choice(parser)
+    add_weights_choice(parser)
     parser.add_argument(
         "--model", metavar="NAME", help="convert: the model, noted in DST when the file fits it"
     )

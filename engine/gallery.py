@@ -30,12 +30,12 @@ def store_gallery(
     `evaluation` (id) and `names` (JSON list of string keys). All ranks take part, rank 0 writes.
     """
     env = evaluator.env
-    if env.agree(int(_is_stored(path, evaluation))) or num_images == 0:
+    if env.agree(int(is_stored(path, evaluation))) or num_images == 0:
         return
     keys = choose(evaluator.index, evaluator.keys(entry), num_images)
     found = evaluator.pictures(entry, keys)
     if env.rank == 0:
-        _write(path, evaluator.index, keys, found, evaluation)
+        write_gallery(path, evaluator.index, keys, found, evaluation)
     env.barrier()
 
 
@@ -45,7 +45,7 @@ def choose(index: DatasetIndex, keys: np.ndarray, num_images: int) -> np.ndarray
     return np.array([key for _, key in heapq.nsmallest(num_images, hashed)], dtype=np.int64)
 
 
-def _is_stored(path: Path, evaluation: str) -> bool:
+def is_stored(path: Path, evaluation: str) -> bool:
     try:
         with safe_open(path, framework="numpy") as file:
             return bool((file.metadata() or {}).get("evaluation") == evaluation)
@@ -53,7 +53,7 @@ def _is_stored(path: Path, evaluation: str) -> bool:
         return False
 
 
-def _write(
+def write_gallery(
     path: Path, index: DatasetIndex, keys: np.ndarray, found: dict[str, Tensor], evaluation: str
 ) -> None:
     place = {int(key): row for row, key in enumerate(found["key"].tolist()) if key >= 0}

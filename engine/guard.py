@@ -93,7 +93,7 @@ class Guard:
         return Skips(*self.counts.tolist())
 
 
-def skips_of(columns: Tensor, *, world_size: int) -> Skips:
-    """What `columns` said, from their sum over processes, on the host."""
-    streak, first, skipped, _ = (columns.reshape(-1) / world_size).tolist()
+def skips_of(columns: Tensor, *, parts: int) -> Skips:
+    """What `columns` said, from their sum over the environment's `parts`, on the host."""
+    streak, first, skipped, _ = (columns.reshape(-1) / parts).tolist()
     return Skips(round(streak), round(first), round(skipped))

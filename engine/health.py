@@ -46,7 +46,7 @@ class Probe:
 
     def __call__(self, batch: Batch, eps: Tensor) -> None:
         """`batch` as it was fed; `eps` 0-dim, that of the step."""
-        share = max(1, self.settings.images // self.env.world_size)
+        share = max(1, self.settings.images // self.env.parts)
         few = Batch(*(tensor[:share] for tensor in batch))
         image = self.augment.before_mix(few.image, few.draw, few.seed)
         self.model.eval()

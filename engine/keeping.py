@@ -44,15 +44,19 @@ class Keeper:
             return
         self.env.flush()
         self.log.flush()
+        # Where a tensor is that of all processes, to read one may take all of them.
+        state = self._read() if self.env.rank == 0 or self.env.parts == 1 else {}
         if self.env.rank == 0:
-            state = {
-                **self.state.state_dict(),
-                "environment": to_cpu(self.env.state_dict()),
-                "health": self.health(),
-            }
             save_checkpoint(self.folder.checkpoints, step, state, facts=self.facts())
             prune_checkpoints(self.folder.checkpoints, self.num_kept, newest=step)
         self._saved_step = step
+
+    def _read(self) -> dict[str, Any]:
+        return {
+            **self.state.state_dict(),
+            "environment": to_cpu(self.env.state_dict()),
+            "health": self.health(),
+        }
 
     def save_anew(self) -> None:
         """Over a checkpoint of the same step."""

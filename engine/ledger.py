@@ -12,8 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import NormalDist
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,13 @@ from engine.ledger_file import (
     LedgerConflict,
     LedgerWriter,
     Verdict,
+    columns,
     conflict,
     has_tables,
     one_line_errors,
 )
+from engine.metrics.calibration import NUM_BINS, Bin, Scores
+from engine.metrics.intervals import wilson_interval
 
 __all__ = [
     "Counts",
@@ -39,6 +41,7 @@ __all__ = [
     "wilson_interval",
 ]
 
+_NUMBERS = ("margin", "confidence", "nll", "brier")
 DIFFERS = " OR ".join(f"a.{name} != b.{name}" for name in ("position", "label", "prediction", "correct"))
 
 
@@ -110,6 +113,31 @@ class Ledger:
         (count,) = self._db.execute(query, (evaluation_id, component, prediction)).fetchone()
         return int(count)
 
+    def predictions(self, evaluation_id: str, component: str) -> Iterator[tuple[str, int, int]]:
+        """(key, label, predicted class) of every image, by key."""
+        query = (
+            "SELECT key, label, prediction FROM verdict WHERE evaluation = ? AND component = ? ORDER BY key"
+        )
+        yield from self._db.execute(query, (evaluation_id, component))
+
+    def correct(self, evaluation_id: str, component: str) -> tuple[list[str], NDArray[np.bool_]]:
+        """Keys of all images, sorted, and whether each is right."""
+        query = "SELECT key, correct FROM verdict WHERE evaluation = ? AND component = ? ORDER BY key"
+        found = self._db.execute(query, (evaluation_id, component)).fetchall()
+        return [key for key, _ in found], np.array([right for _, right in found], dtype=np.bool_)
+
+    def scores(self, evaluation_id: str, component: str) -> Scores:
+        """Sums over the rows that have scores; images that could not be read have none."""
+        rows = "FROM verdict WHERE evaluation = ? AND component = ? AND brier IS NOT NULL"
+        which = (evaluation_id, component)
+        num, nll, nll_squares, brier, brier_squares = self._db.execute(
+            f"SELECT COUNT(*), TOTAL(nll), TOTAL(nll * nll), TOTAL(brier), TOTAL(brier * brier) {rows}", which
+        ).fetchone()
+        place = f"MIN(CAST(confidence * {NUM_BINS} AS INT), {NUM_BINS - 1})"
+        bins = f"SELECT COUNT(*), SUM(correct), SUM(confidence) {rows} GROUP BY {place} ORDER BY {place}"
+        found = tuple(Bin(*row) for row in self._db.execute(bins, which))
+        return Scores(num, nll, nll_squares, brier, brier_squares, found)
+
     def rows(self, evaluation_id: str, component: str | None = None) -> Iterator[Verdict]:
         """The verdicts of one component or of all, by component and position."""
         query = "SELECT * FROM verdict WHERE evaluation = ? AND ? IN (component, '') "
@@ -146,18 +174,6 @@ def read_ledger(folder: str | Path, evaluation_id: str | None = None) -> Ledger:
     return Ledger(folder, evaluation_id)
 
 
-def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval for a share of k in n (Wilson 1927); inside [0, 1] also where k is 0 or n."""
-    if not 0 <= k <= n or n == 0 or not 0 < confidence < 1:
-        raise ValueError(
-            f"interval of {k} in {n} at confidence {confidence}: needs 0 <= k <= n, n > 0, 0 < c < 1"
-        )
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (k + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
-    return (0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)
-
-
 def _counts(num_images: int, num_correct: int, num_top5: int) -> Counts:
     return Counts(
         num_images=num_images,
@@ -170,8 +186,9 @@ def _counts(num_images: int, num_correct: int, num_top5: int) -> Counts:
 
 def _from_row(row: tuple[object, ...]) -> Verdict:
     found = Verdict(*row)  # type: ignore[arg-type]
-    margin = math.nan if found.margin is None else found.margin
-    return found._replace(correct=bool(found.correct), top5=bool(found.top5), margin=margin)
+    # SQLite has no nan: it was written as NULL.
+    missing: dict[str, Any] = {name: math.nan for name in _NUMBERS if getattr(found, name) is None}
+    return found._replace(correct=bool(found.correct), top5=bool(found.top5), **missing)
 
 
 def _merge(db: sqlite3.Connection, path: Path, only: str | None) -> None:
@@ -197,9 +214,11 @@ def _merge_from(db: sqlite3.Connection, path: Path, uri: str, only: str | None) 
     try:
         db.execute("BEGIN")  # one snapshot for check and copy, should its writer be at work
         if has_tables(db, "part", path):
-            _refuse_conflicts(db, path)
+            there = columns(db, "part")
+            _refuse_conflicts(db, path, there)
             db.execute("INSERT OR IGNORE INTO main.evaluation SELECT * FROM part.evaluation")
-            db.execute(f"INSERT OR IGNORE INTO main.verdict SELECT * FROM part.verdict{which}", values)
+            names = ", ".join(name if name in there else "NULL" for name in Verdict._fields)
+            db.execute(f"INSERT OR IGNORE INTO main.verdict SELECT {names} FROM part.verdict{which}", values)
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
@@ -207,9 +226,10 @@ def _merge_from(db: sqlite3.Connection, path: Path, uri: str, only: str | None) 
         db.execute("DETACH part")
 
 
-def _refuse_conflicts(db: sqlite3.Connection, path: Path) -> None:
+def _refuse_conflicts(db: sqlite3.Connection, path: Path, there: set[str]) -> None:
     both = "FROM main.verdict a JOIN part.verdict b USING (evaluation, key, component)"
-    if pair := db.execute(f"SELECT a.*, b.* {both} WHERE {DIFFERS} LIMIT 1").fetchone():
+    other = ", ".join(f"b.{name}" if name in there else "NULL" for name in Verdict._fields)
+    if pair := db.execute(f"SELECT a.*, {other} {both} WHERE {DIFFERS} LIMIT 1").fetchone():
         half = len(pair) // 2
         raise conflict(path, _from_row(pair[:half]), _from_row(pair[half:]))
     both = "FROM main.evaluation a JOIN part.evaluation b USING (id)"

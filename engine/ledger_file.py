@@ -1,10 +1,13 @@
 """One file of the ledger: an image's verdict, the tables that hold it, and the writer of the file.
 
+Files of older versions are read as they are; the columns that they lack hold nothing. Who writes into one adds them.
+
 Journal mode TRUNCATE, not WAL: WAL needs memory shared by all who open the file; network disks have none. The
 rollback journal needs only ordered writes (synchronous=FULL) and locks; a killed writer leaves whole batches.
 """
 
 import json
+import math
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +18,15 @@ from typing import NamedTuple, Self
 
 APPLICATION_ID = 0x52424C47  # "RBLG", in the header of every ledger file
 LOCK_TIMEOUT_S = 60.0
+SCHEMA_VERSION = 1  # in the header as user_version: whoever adds a column counts it up
+ADDED = ("confidence", "nll", "brier")  # columns, REAL, that files of version 0 lack
 SCHEMA = (
     "CREATE TABLE evaluation (id TEXT PRIMARY KEY, description TEXT NOT NULL)",
     """CREATE TABLE verdict (
         evaluation TEXT NOT NULL, key TEXT NOT NULL, component TEXT NOT NULL, position INT NOT NULL,
         label INT NOT NULL, prediction INT NOT NULL, correct INT NOT NULL, top5 INT NOT NULL, margin REAL,
-        broken_by TEXT, step INT, queries INT, PRIMARY KEY (evaluation, key, component)
+        broken_by TEXT, step INT, queries INT, confidence REAL, nll REAL, brier REAL,
+        PRIMARY KEY (evaluation, key, component)
     ) WITHOUT ROWID""",
 )
 
@@ -44,6 +50,10 @@ class Verdict(NamedTuple):
     broken_by: str | None = None
     step: int | None = None
     queries: int | None = None
+    # Of the softmax of the logits; nan where these were no numbers, and in rows of older versions.
+    confidence: float = math.nan  # probability of the predicted class
+    nll: float = math.nan  # minus the log of the label's probability
+    brier: float = math.nan  # sum over classes of (probability - 1 for the label, 0 for others) squared
 
     def __str__(self) -> str:
         right = "right" if self.correct else "wrong"
@@ -66,9 +76,18 @@ class LedgerWriter:
             self._db.execute("PRAGMA journal_mode=TRUNCATE")
             self._db.execute("PRAGMA synchronous=FULL")
             with self._transaction():
-                if not has_tables(self._db, "main", self.path):
+                if has_tables(self._db, "main", self.path):
+                    self._add_columns()
+                else:
                     for statement in (*SCHEMA, f"PRAGMA application_id={APPLICATION_ID}"):
                         self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _add_columns(self) -> None:
+        there = columns(self._db, "main")
+        for name in ADDED:
+            if name not in there:
+                self._db.execute(f"ALTER TABLE verdict ADD COLUMN {name} REAL")
 
     def describe(self, evaluation_id: str, description: Mapping[str, object]) -> None:
         """Says what `evaluation_id` stands for; LedgerConflict when the file says something else."""
@@ -128,6 +147,9 @@ def _plain(row: Verdict) -> Verdict:
         correct=bool(row.correct),
         top5=bool(row.top5),
         margin=float(row.margin),
+        confidence=float(row.confidence),
+        nll=float(row.nll),
+        brier=float(row.brier),
         step=None if row.step is None else int(row.step),
         queries=None if row.queries is None else int(row.queries),
     )
@@ -148,7 +170,17 @@ def has_tables(db: sqlite3.Connection, schema: str, path: Path) -> bool:
         raise ValueError(
             f"{path} is a SQLite file but no verdict ledger; give another folder or move it away"
         )
+    (version,) = db.execute(f"PRAGMA {schema}.user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has ledger version {version}, this toolkit knows up to {SCHEMA_VERSION}; read it with a newer one"
+        )
     return bool(num_objects)
+
+
+def columns(db: sqlite3.Connection, schema: str) -> set[str]:
+    """Those that the file's table of verdicts has."""
+    return {row[1] for row in db.execute(f"PRAGMA {schema}.table_info(verdict)")}
 
 
 @contextmanager

@@ -11,14 +11,20 @@ from torch import nn
 
 from bits.checkpoint import write_atomic
 from bits.environment import Environment
+from engine.attack_pictures import store_attack_gallery
 from engine.autoattack import run_autoattack
-from engine.eval_fields import AnyEval, AutoAttackEval
+from engine.blocks import WHOLE, Part
+from engine.eval_fields import AnyEval, AutoAttackEval, SuiteEval
 from engine.evaluate import Evaluator
 from engine.folder import RunFolder
 from engine.gallery import store_gallery
+from engine.groups import run_group
 from engine.log import RunLog
+from engine.overlap import overlaps
 from engine.recipe import Recipe
+from engine.rows import CLEAN
 from engine.sources import Access
+from engine.suite_text import suite_lines
 from engine.suites import open_eval_set
 from engine.verdict import weights_hash
 
@@ -35,6 +41,8 @@ def measure(
     stop_asked: Stop,
     access: Access,
     epoch: int | None,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The recipe's evaluations due after `epoch` epochs (None: the end of the run, all of them), of each of
     `models`: "raw" and, where the recipe keeps an average, "ema".
@@ -43,7 +51,9 @@ def measure(
     """
     due = [e for e in recipe.evals if epoch is None or (e.every and epoch % e.every == 0)]
     results = []
-    found = evaluators(env, recipe, folder.ledger, models, due, access, recipe_hash=recipe.hash)
+    found = evaluators(
+        env, recipe, folder.ledger, models, due, access, recipe_hash=recipe.hash, classes=classes
+    )
     for evaluator, entry in found:
         result = judged(watched(evaluator, entry, log, stop_asked), entry)
         name = result_name(result)
@@ -65,11 +75,13 @@ def evaluators(
     access: Access,
     *,
     recipe_hash: str,
+    classes: Sequence[str] | None = None,
 ) -> Iterator[tuple[Evaluator, Entry]]:
-    """An evaluator for each entry and each of the weights it asks for. `recipe_hash` is of the training."""
+    """An evaluator for each entry and each of the weights it asks for. `recipe_hash` and `classes` are the
+    training's."""
     hashes = {name: weights_hash(model.state_dict()) for name, model in models.items()} if entries else {}
     for entry in entries:
-        found = open_eval_set(recipe, entry, access)
+        found = open_eval_set(recipe, entry, access, classes=classes)
         for name in weights_of(entry, models):
             evaluator = Evaluator(
                 env=env,
@@ -87,6 +99,16 @@ def evaluators(
                 recipe=recipe_hash,
                 bad=recipe.data.eval_bad,
                 stuck_after_s=recipe.data.stuck_after,
+                protocol=found.protocol,
+                views=found.views,
+                judged=found.judged,
+                change=found.change,
+                change_id=found.change_id,
+                parts=found.parts,
+                missing=found.missing,
+                overlap=overlaps(recipe) if found.parts and recipe_hash else {},
+                notes=found.notes,
+                num_pictures=recipe.run.gallery_images,
             )
             yield evaluator, entry
 
@@ -95,17 +117,33 @@ def watched(evaluator: Evaluator, entry: Entry, log: RunLog, stop_asked: Stop) -
     """The evaluator that shows how far it is, under the name its result will have."""
     name = result_name({"name": entry.name, "weights": evaluator.weights})
     warn = partial(log.warn, rank=evaluator.env.rank)
-    say = partial(_say, log, name)
     return replace(
-        evaluator, stop_asked=stop_asked, on_progress=partial(log.judged, name), warn=warn, say=say
+        evaluator,
+        stop_asked=stop_asked,
+        on_progress=partial(log.judged, name),
+        warn=warn,
+        say=partial(_say, log, name),
+        record=lambda values: log.write("attack", name=name, **values),
     )
 
 
-def judged(evaluator: Evaluator, entry: Entry) -> dict[str, Any]:
-    """The result of any kind of entry; raises Stopped."""
+def judged(evaluator: Evaluator, entry: Entry, part: Part = WHOLE) -> dict[str, Any]:
+    """The result of any kind of entry, or of a part of an AutoAttack; raises Stopped."""
     if isinstance(entry, AutoAttackEval):
-        return run_autoattack(evaluator, entry)
-    return evaluator.run(entry)
+        return with_drop(run_autoattack(evaluator, entry, part))
+    for note in evaluator.notes:
+        evaluator.say(note)
+    if evaluator.parts and isinstance(entry, SuiteEval):
+        return run_group(evaluator, entry)
+    return with_drop(evaluator.run(entry))
+
+
+def with_drop(result: dict[str, Any]) -> dict[str, Any]:
+    """Of an attack: by how much of the clean accuracy the robust one is lower, as papers write it: -0.29."""
+    clean = result.get("components", {}).get(CLEAN, {}).get("top1", 0.0)
+    if result["attack"] is None or clean == 0.0:
+        return result
+    return {**result, "relative_drop": (result["top1"] - clean) / clean}
 
 
 def _say(log: RunLog, name: str, text: str) -> None:
@@ -141,10 +179,13 @@ def keep_pictures(
     result: Mapping[str, Any],
 ) -> None:
     """gallery/NAME.safetensors beside results/NAME.json, by the same name."""
-    if isinstance(entry, AutoAttackEval):
-        return  # an attack of hours is not made again for a picture; see save_images
+    if evaluator.parts:
+        return
     path = folder.gallery / f"{result_path.stem}.safetensors"
-    store_gallery(evaluator, entry, path, num_images=num_images, evaluation=result["evaluation"])
+    if isinstance(entry, AutoAttackEval):
+        store_attack_gallery(evaluator, entry, path, num_images=num_images)
+    else:
+        store_gallery(evaluator, entry, path, num_images=num_images, evaluation=result["evaluation"])
 
 
 def _result_path(path: Path, result: dict[str, Any]) -> Path:
@@ -162,9 +203,40 @@ def _result_path(path: Path, result: dict[str, Any]) -> Path:
 
 
 def describe(name: str, result: dict[str, Any]) -> str:
-    """One line: what was measured, the share that is right, its 95 % Wilson interval, the number of images."""
+    """One line: what was measured, the share that is right, its 95 % interval (Wilson's, unless the result names
+    another kind), the number of images."""
+    if "part" in result:
+        return f"{name:<20} part {result['part']}, {result['num_images']} images: join the parts with `attack merge`"
     share, (low, high) = result["top1"], result["interval"]
-    return f"{name:<20} {100 * share:6.2f} %  [{100 * low:.2f}, {100 * high:.2f}]  n={result['num_images']}"
+    line = f"{name:<20} {100 * share:6.2f} %  [{100 * low:.2f}, {100 * high:.2f}]  n={result['num_images']}"
+    return line + drop_text(result) + score_text(result) + suite_lines(result)
+
+
+def drop_text(result: Mapping[str, Any]) -> str:
+    """Behind it the relative drop of an attack, and whether the model was trained on another threat."""
+    drop = f"  drop {100 * result['relative_drop']:.1f} %" if "relative_drop" in result else ""
+    return drop + "  unseen threat" * bool(result.get("is_unseen_threat"))
+
+
+def score_text(result: Mapping[str, Any]) -> str:
+    """Behind it the calibration of the images as they are, of a cue conflict the shape bias with its interval."""
+    text = ""
+    found = result.get("calibration", {}).get(CLEAN)
+    if found and result["attack"] is None:
+        text += (
+            f"  ECE {100 * found['ece_debiased']:.2f} %  NLL {found['nll']:.3f}  Brier {found['brier']:.3f}"
+        )
+    if bias := result.get("shape_bias"):
+        decided = bias["shape"] + bias["texture"]
+        text += f"\n{'':<20} shape bias {_bias_text(bias)} of {decided} decisions for shape or texture"
+    return text
+
+
+def _bias_text(bias: Mapping[str, Any]) -> str:
+    if bias["value"] is None:
+        return "unknown,"
+    low, high = bias["interval"]
+    return f"{100 * bias['value']:.2f} %  [{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -98,7 +98,7 @@ def look_ahead(launch: Launch) -> list[Finding]:
 def _processes(launch: Launch, backend: str) -> Finding:
     name = "processes"
     if backend == "xla":
-        return Finding("a run here", name, f"1, with --num-devices {launch.num_devices}")
+        return Finding("a run here", name, f"{launch.world_size}, with --num-devices {launch.num_devices}")
     if launch.world_size is None:
         return Finding("a run here", name, f"{os.environ.get('WORLD_SIZE', '1')}, by the outside launcher")
     count = torch.cuda.device_count() if backend == "cuda" else 1

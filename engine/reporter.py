@@ -90,7 +90,7 @@ class Reporter:
         num_meters = len(self.meters.names)
         means = self.meters.means(totals[:, :num_meters])
         if self.guard is not None:
-            self.skips = skips_of(totals[:, num_meters:], world_size=self.env.world_size)
+            self.skips = skips_of(totals[:, num_meters:], parts=self.env.parts)
             entry = {**entry, "skipped": self.skips.skipped}
         line = (
             f"step {entry['step']:>6}/{self.timetable.num_updates}  epoch {entry['epoch']:<7.2f} "

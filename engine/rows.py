@@ -8,6 +8,7 @@ from data.batch import Batch
 from data.index import DatasetIndex
 from engine.eval_fields import AttackEval, SuiteEval
 from engine.ledger import Verdict
+from engine.verdict import SCORES
 
 CLEAN = "clean"
 UNREADABLE = -1  # in place of the class that is predicted, in rows of bad images
@@ -32,13 +33,14 @@ def rows_of(
     step, queries = effort
     clean = verdicts[f"{CLEAN}/correct"].tolist()
     for component in components:
-        columns = [verdicts[f"{component}/{n}"].tolist() for n in ("prediction", "correct", "top5", "margin")]
-        for slot, (prediction, correct, top5, margin) in enumerate(zip(*columns, strict=True)):
+        names = ("prediction", "correct", "top5", "scores")
+        columns = [verdicts[f"{component}/{name}"].tolist() for name in names]
+        for slot, (prediction, correct, top5, scores) in enumerate(zip(*columns, strict=True)):
             if not batch.mask[slot]:
                 continue
             position = int(batch.key[slot])
             if position in bad:  # the model saw a black square in its place
-                prediction, correct, top5, margin = UNREADABLE, False, False, float("nan")
+                prediction, correct, top5, scores = UNREADABLE, False, False, [float("nan")] * len(SCORES)
             broken = component != CLEAN and clean[slot] and not correct and position not in bad
             rows.append(
                 Verdict(
@@ -50,7 +52,7 @@ def rows_of(
                     prediction=prediction,
                     correct=bool(correct),
                     top5=bool(top5),
-                    margin=margin,
+                    **dict(zip(SCORES, scores, strict=True)),
                     broken_by=component if broken else None,
                     step=step if broken else None,
                     queries=None if component == CLEAN else queries,

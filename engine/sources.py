@@ -13,6 +13,7 @@ from data.cache import Cache
 from data.index import INDEX_FILE, DatasetIndex, load_index
 from data.mirror import NoIndex
 from data.remote import is_url, shown
+from data.suite import NotForThis
 from engine.counter import Counter
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -102,7 +103,7 @@ def open_shards(
     """
     index = access.open(place, field=field)
     if classes is not None and (difference := _class_difference(index.classes, classes, by_name=by_name)):
-        raise ValueError(f"{field} {shown(place)} {difference}; the model would be misjudged")
+        raise NotForThis(f"{field} {shown(place)} {difference}; the model would be misjudged")
     if num_classes is not None and num_classes != len(index.classes):
         raise ValueError(
             f"{field} {shown(place)} has {len(index.classes)} classes and data.num_classes is {num_classes}; "

@@ -100,7 +100,7 @@ class TrainStep:
     preview: Tensor | None = field(default=None, init=False)
     objective: Objective = field(init=False)
     watch: StepWatch = field(init=False)
-    _micro: int = field(default=0, init=False)
+    micro: int = field(default=0, init=False)  # micro-batches of this update so far
 
     def __post_init__(self) -> None:
         self.watch = self.env.watch(calls=self.settings.accumulate, warn=self.warn)
@@ -119,10 +119,10 @@ class TrainStep:
 
     def _made(self, batch: Batch, knobs: Knobs) -> bool:
         image, target = self._inputs(batch)
-        if self.guard is not None and self._micro == 0:
+        if self.guard is not None and self.micro == 0:
             self.guard.before()
-        self._micro += 1
-        is_inner = self._micro < self.settings.accumulate
+        self.micro += 1
+        is_inner = self.micro < self.settings.accumulate
         with self.env.accumulating(self.forward) if is_inner else nullcontext():
             losses = self.objective(self.forward, Inputs(image, target, batch, knobs))
             self.env.backward(losses.loss.mean() / self.settings.accumulate)
@@ -130,7 +130,7 @@ class TrainStep:
         self._measure(losses, Inputs(image, target, batch, knobs))
         if not is_inner:
             self._update(knobs)
-            self._micro = 0
+            self.micro = 0
         return not is_inner
 
     def _show(self, image: Tensor, attacked: Tensor | None) -> None:
@@ -141,8 +141,8 @@ class TrainStep:
     def _shown(self, image: Tensor) -> Tensor:
         """The first of each device's images, so that none travels, in every step, for what few steps show. Bytes,
         because a slice would keep the whole batch in memory."""
-        each = -(-self.settings.preview // self.env.num_devices)
-        found = image.detach().reshape(self.env.num_devices, -1, *image.shape[1:])[:, :each].flatten(0, 1)
+        each = -(-self.settings.preview // self.env.spread)
+        found = image.detach().reshape(self.env.spread, -1, *image.shape[1:])[:, :each].flatten(0, 1)
         return (found * 255.0).round().to(torch.uint8)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:

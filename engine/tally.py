@@ -11,6 +11,7 @@ from data.transform import EvalTransform
 from data.verify import key_hash
 from engine.ledger import Ledger, read_ledger, wilson_interval
 from engine.rows import CLEAN, UNREADABLE
+from engine.scores import scores_of
 
 
 def tally(
@@ -22,46 +23,14 @@ def tally(
     *,
     counts_bad: bool,
 ) -> Mapping[str, Any]:
-    """Of evaluation `identity` in the ledger in `folder`: counts, for each component too, and their interval.
+    """Of evaluation `identity` in the ledger in `folder`: counts, for each component too, and their interval; also what
+    engine.scores tells of them.
     `counts_bad`: images that could not be read count as wrong, and apart. ValueError where rows are missing."""
     book = read_ledger(folder, identity)
     for component in components:
         _prove_whole(book, folder, identity, component, index, keys)
-    return _counted(book, identity, counts_bad=counts_bad)
-
-
-def tally_in_turn(
-    folder: Path,
-    identity: str,
-    components: Sequence[str],
-    index: DatasetIndex,
-    keys: np.ndarray,
-    *,
-    counts_bad: bool,
-) -> Mapping[str, Any]:
-    """The same of components that follow each other: every image has the first, and whatever is right so far has the
-    next one; nothing else has. Each component also has `num_broken`, and `queries`: model passes it spent."""
-    book = read_ledger(folder, identity)
-    _prove_whole(book, folder, identity, components[0], index, keys)
-    left = book.right(identity, components[0])
-    for component in components[1:]:
-        done = book.done(identity, component)
-        if not np.array_equal(done, left):
-            missing, strange = len(np.setdiff1d(left, done)), len(np.setdiff1d(done, left))
-            raise ValueError(
-                f"{folder} lacks {component} on {missing} images that were right before it, and has it on {strange} "
-                "that were not; start again, it goes on from what is there"
-            )
-        left = book.right(identity, component)
-    effort = book.effort(identity)
-    counts = dict(_counted(book, identity, counts_bad=counts_bad))
-    none = {"num_images": 0, "num_correct": 0, "num_top5": 0}
-    counts["components"] = {
-        name: {**counts["components"].get(name, none), "num_broken": broken, "queries": queries}
-        for name in components
-        for broken, queries in [effort.get(name, (0, 0))]
-    }
-    return counts
+    counts = _counted(book, identity, counts_bad=counts_bad)
+    return {**counts, **scores_of(book, identity, components)}
 
 
 def _counted(book: Ledger, identity: str, *, counts_bad: bool) -> Mapping[str, Any]:
@@ -104,8 +73,14 @@ def _hash_of(names: Sequence[str]) -> str:
     return key_hash(np.array([name.encode() for name in names], dtype=np.bytes_))
 
 
-def contract_id(transform: EvalTransform, image_size: int) -> str:
-    """Names how an image reached the model, so that numbers of different protocols are never taken for the same."""
+def contract_id(
+    transform: EvalTransform, image_size: int, *, protocol: str = "default", words: Sequence[str] = ()
+) -> str:
+    """Names how an image reached the model, and what else changes a verdict (`words`, empty ones left out), so that
+    numbers of different protocols are never taken for the same."""
     resize = f"center{transform.crop_pct:g}" if transform.mode == "center" else transform.mode
+    filtered = f"{resize}-{transform.interpolation}" if transform.mode != "none" else resize
     turned = "-exif" if transform.apply_exif else ""
-    return f"default/{resize}-{transform.interpolation}-{image_size}px{turned}"
+    turned += f"-border{transform.border}" if transform.border else ""
+    ending = "".join(f"-{word}" for word in words if word)
+    return f"{protocol}/{filtered}-{image_size}px{turned}{ending}"

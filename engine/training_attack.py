@@ -22,6 +22,7 @@ from robust.threat import THREATS
 
 ATTACK_STREAM = 0x61747461636B  # "attack": keeps the attack's noise apart from other uses of a sample's seed
 TARGET_STREAM = 0x746172676574  # "target"
+START_STREAM = 0x7374617274  # "start": whether an attack of an evaluation starts at the clean image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,7 +132,7 @@ def _time_updates(
 ) -> tuple[float, int]:
     """Seconds of a batch, and the images of this process in it."""
     whole = layout.per_process
-    small = _small_batch(recipe, env, whole)
+    small = small_batch(recipe, env, whole)
     seconds = _time_batch(step, recipe, env, small, num_classes, begun)
     left = BOUND_S - (time.perf_counter() - begun)
     # Compiling the other size counts too; what it takes is not known before.
@@ -141,7 +141,7 @@ def _time_updates(
     return _time_batch(step, recipe, env, whole, num_classes, begun), whole
 
 
-def _small_batch(recipe: Recipe, env: Environment, whole: int) -> int:
+def small_batch(recipe: Recipe, env: Environment, whole: int) -> int:
     """About SMALLEST images that norms, devices and mixing take; the whole batch where groups of it are in question."""
     kind, _, size = recipe.model.norm_stats.partition(":")
     if kind == "groups":

@@ -9,10 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.suite import found_suites, list_suites
+from data.suite import Suite, list_suites
+from data.suite_folders import found_suites
 from engine.cli import Launch
 from engine.columns import Column, print_table
 from engine.model_table import ModelFacts, other_timm, read_table
+from engine.protocols import DEFAULT, list_protocols, load_protocol
 from engine.published import PATH as PUBLISHED
 from engine.published import PublishedFile, read_published
 from engine.recipe import Recipe, load_recipe
@@ -187,12 +189,12 @@ def _first_comment(text: str) -> str:
 def _suites(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     shown: Sequence[Any] = list_suites()
     if arguments.pattern is not None:
-        shown = _matching(arguments.pattern, shown, lambda suite: (suite.id,), what="suite")
+        shown = _matching(arguments.pattern, shown, lambda suite: (suite.id, *suite.folders), what="suite")
     there = None if arguments.data is None else _found(arguments.data)
     titles = ["suite", "about", "shifts", "metric", "license", "how to get it"]
-    rows = [[s.id, s.description, s.base or "", s.metric, s.license, s.make] for s in shown]
+    rows = [[s.id, s.description, s.base or "", s.metric, s.license, _how_to_get(s)] for s in shown]
     suites = [asdict(suite) for suite in shown]
-    notes = _sources(suites)
+    notes = _sources(suites) + _protocols()
     if there is not None:
         titles.insert(1, "found")
         for row, suite in zip(rows, suites, strict=True):
@@ -203,6 +205,14 @@ def _suites(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             notes.append(f"shards of your own in {arguments.data}: {', '.join(own)}")
     print_table([Column(title) for title in titles], rows, notes=notes)
     return suites
+
+
+def _how_to_get(suite: Suite) -> str:
+    return f"{suite.get}; then {suite.make}" if suite.get else suite.make
+
+
+def _protocols() -> list[str]:
+    return [f"--protocol {name}: {load_protocol(name).title}" for name in list_protocols() if name != DEFAULT]
 
 
 def _sources(suites: Sequence[dict[str, Any]]) -> list[str]:

@@ -7,35 +7,39 @@ from collections.abc import Iterable
 from typing import Any
 
 from bits.environment import open_environment
+from engine.attack_entries import attack_entries
+from engine.attack_notes import pgd_remarks
+from engine.attack_subject import keep_subject, threat_of
+from engine.blocks import WHOLE, Part, parse_part
 from engine.build import build_model
 from engine.cli import Launch
-from engine.eval_fields import AnyEval, radius_name
+from engine.eval_fields import AnyEval, AttackEval, AutoAttackEval
 from engine.evaluate import Evaluator
+from engine.fitting import fitting
 from engine.folder import RunFolder
 from engine.foreign import Stated
 from engine.log import RunLog, open_log
 from engine.measure import evaluators, judged, keep_pictures, result_name, store_result, table, watched
-from engine.override import from_yaml
+from engine.meeting import check_pace
 from engine.recipe import Recipe, parse_recipe
 from engine.sources import Access
 from engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from engine.subject import Subject, open_subject
-from engine.suites import locate, open_eval_set
-
-PGD_STEPS = 20
+from engine.suite_places import locate
 
 
 def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     """Results of the evaluations asked for; also written to results/*.json and to the ledger."""
-    subject = open_subject(arguments.run, weights=arguments.weights, stated=_stated(arguments))
+    subject = open_subject(arguments.run, weights=arguments.weights, stated=stated(arguments))
     if subject.is_foreign and arguments.output is None:
         raise ValueError(f"{arguments.run} is no run with a place for results; give --output DIR")
     access = Access(arguments.cache or subject.recipe.data.cache, allow_pipes=arguments.allow_pipes)
-    recipe = _with_entries(subject.recipe, arguments, access)
+    part = _part(arguments)
+    recipe = with_entries(subject.recipe, arguments, access)
     target = RunFolder(arguments.output) if arguments.output else subject.output
     _check_target(target, subject)
-    for entry in recipe.evals:
-        open_eval_set(recipe, entry, access, classes=subject.classes)
+    suites = getattr(arguments, "suite", None)
+    recipe, remarks = fitting(recipe, access, subject.classes, suites=suites, root=arguments.data)
     env = open_environment(
         launch.backend,
         precision="float32",
@@ -44,18 +48,28 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
         deterministic=recipe.run.deterministic,
     )
     try:
+        check_pace(env, recipe.evals)
         model = build_model(recipe, env, num_classes=len(subject.classes), layout=None)
         loaded = subject.load_into(model)
         target.create()
         log = open_log(target.log, env.rank, quiet=arguments.quiet)
-        if loaded is not None:
-            log.say(loaded)
+        for line in [*([] if loaded is None else [loaded]), *remarks]:
+            log.say(line)
         models = {subject.weights: model}
         found = evaluators(
-            env, recipe, target.ledger, models, recipe.evals, access, recipe_hash=subject.recipe_hash
+            env,
+            recipe,
+            target.ledger,
+            models,
+            recipe.evals,
+            access,
+            recipe_hash=subject.recipe_hash,
+            classes=subject.classes,
         )
+        if env.rank == 0 and any(isinstance(entry, AutoAttackEval) for entry in recipe.evals):
+            keep_subject(target, arguments, subject)
         with log:
-            results = _evaluate(found, target, log, recipe.run.gallery_images)
+            results = _evaluate(found, subject, target, log, recipe.run.gallery_images, part)
     except Stopped:
         log.say(
             "stopped; what was judged is in the ledger, the same command goes on from there", important=True
@@ -68,7 +82,7 @@ def run(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
     return {"exit_code": 0, "results": results}
 
 
-def _stated(arguments: argparse.Namespace) -> Stated:
+def stated(arguments: argparse.Namespace) -> Stated:
     return Stated(
         model=arguments.model,
         image_size=arguments.image_size,
@@ -79,19 +93,37 @@ def _stated(arguments: argparse.Namespace) -> Stated:
 
 def _evaluate(
     found: Iterable[tuple[Evaluator, AnyEval]],
+    subject: Subject,
     target: RunFolder,
     log: RunLog,
     num_pictures: int,
+    part: Part,
 ) -> list[dict[str, Any]]:
     """Results in the order of the entries; raises Stopped between two batches after a signal."""
     results = []
     with StopRequest() as stop:
         for evaluator, entry in found:
-            result = judged(watched(evaluator, entry, log, lambda: stop.asked), entry)
+            result = judged(watched(evaluator, entry, log, lambda: stop.asked), entry, part)
+            if "part" in result:
+                results.append(result)
+                continue
+            if isinstance(entry, AttackEval):
+                result |= pgd_remarks(evaluator, entry, result["evaluation"])
+            result |= threat_of(subject, result)
             path = store_result(target, log, result_name(result), result)
             keep_pictures(evaluator, entry, target, path, num_pictures, result)
             results.append({**result, "result": path.stem})
     return results
+
+
+def _part(arguments: argparse.Namespace) -> Part:
+    if arguments.verb != "attack" or arguments.part is None:
+        return WHOLE
+    if arguments.attack != "autoattack":
+        raise ValueError(f"--part is {arguments.part!r}, but belongs to --attack autoattack alone; drop it")
+    if arguments.until_ci is not None:
+        raise ValueError("--part and --until-ci do not go together: a part does not see the others; drop one")
+    return parse_part(arguments.part)
 
 
 def _check_target(target: RunFolder, subject: Subject) -> None:
@@ -104,7 +136,7 @@ def _check_target(target: RunFolder, subject: Subject) -> None:
         raise ValueError(f"output folder {target.root} holds {kind}; choose another --output")
 
 
-def _with_entries(recipe: Recipe, arguments: argparse.Namespace, access: Access) -> Recipe:
+def with_entries(recipe: Recipe, arguments: argparse.Namespace, access: Access) -> Recipe:
     """The run's recipe with the evaluations of the command line, checked like those of a file."""
     tree = recipe.model_dump(mode="json")
     tree["data"]["eval_bad"] = arguments.bad_images or tree["data"]["eval_bad"]
@@ -138,58 +170,5 @@ def _entries(arguments: argparse.Namespace, recipe: Recipe, access: Access) -> l
     }
     if arguments.verb == "eval":
         found = locate(arguments.suite.split(","), recipe, arguments.data, access)
-        return [entry | shared for entry in found]
-    return [
-        {"attack": arguments.attack, "norm": arguments.norm, "eps": from_yaml(eps, "--eps")}
-        | _settings(arguments, eps)
-        | shared
-        for eps in _radii(arguments.eps, arguments.norm)
-    ]
-
-
-def _settings(arguments: argparse.Namespace, eps: str) -> dict[str, Any]:
-    """What the command line says of the attack; None where it says nothing. What is no setting of it is refused
-    with the recipe's entries."""
-    step = arguments.step_size
-    told = {
-        "step_size": None if step is None else from_yaml(step, "--step-size"),
-        "steps": arguments.steps,
-        "random_start": False if arguments.no_random_start else None,
-        "restarts": arguments.restarts,
-        "best_iterate": arguments.best_iterate or None,
-        "version": arguments.version,
-        "save_images": arguments.save_images or None,
-    }
-    if arguments.attack == "autoattack":
-        return told
-    usual = {"step_size": _quarter(eps), "steps": PGD_STEPS}
-    return told | {name: value for name, value in usual.items() if told[name] is None}
-
-
-def _radii(text: str, norm: str) -> list[str]:
-    """The radii of --eps as they were written; each is to have a result of its own, so none comes twice."""
-    radii = [part.strip() for part in text.split(",")]
-    if "" in radii:
-        raise ValueError(
-            f"--eps is {text!r}, where item {radii.index('') + 1} is empty; write radii with one comma between, "
-            "such as 4/255,8/255"
-        )
-    seen: dict[str, str] = {}
-    for eps in radii:
-        quarter = _quarter(eps)
-        name = eps if isinstance(quarter, str) else radius_name(norm, 4 * quarter)
-        if name in seen:
-            raise ValueError(
-                f"--eps is {text!r}, where {seen[name]} and {eps} are one radius, {name}; drop one of them"
-            )
-        seen[name] = eps
-    return radii
-
-
-def _quarter(eps: str) -> str | float:
-    """eps/4 in the form it was written in; what is no number goes on, to be refused with its name."""
-    numerator, _, denominator = eps.partition("/")
-    try:
-        return float(numerator) / float(denominator or 1) / 4
-    except (ValueError, ZeroDivisionError):
-        return eps
+        return [entry | {"protocol": arguments.protocol} | shared for entry in found]
+    return [entry | shared for entry in attack_entries(arguments)]

@@ -15,6 +15,7 @@ from rich.text import Text
 from bits.checkpoint import write_atomic
 from engine.cli import Launch
 from engine.report.bars import bar_figures
+from engine.report.corruptions import severity_figures
 from engine.report.curves import epoch_figures, radius_figure, training_figures
 from engine.report.facts import RunFacts
 from engine.report.findings import findings
@@ -81,7 +82,8 @@ def _facts(run: RunFacts) -> dict[str, Any]:
 
 def page(runs: Sequence[RunFacts], summary: Summary) -> str:
     """The HTML document."""
-    comparison = [*bar_figures(summary), *(radius_figure(c, i) for i, c in enumerate(curves(summary)))]
+    radii = [radius_figure(curve, place) for place, curve in enumerate(curves(summary))]
+    comparison = [*bar_figures(summary), *severity_figures(summary), *radii]
     training = [*training_figures(summary.rows), *epoch_figures(summary)]
     return to_html(runs, summary, comparison=comparison, training=training, pictures=picture_tables(summary))
 

@@ -93,7 +93,15 @@ def train(
             log=log,
             stop=stop,
             evaluate=partial(
-                measure, env, recipe, folder, weights_by_name(state), log, lambda: stop.asked, access
+                measure,
+                env,
+                recipe,
+                folder,
+                weights_by_name(state),
+                log,
+                lambda: stop.asked,
+                access,
+                classes=index.classes,
             ),
             teacher=None if teacher is None else build_teacher(teacher, recipe, env),
             init=None if start is None else start.sha256,

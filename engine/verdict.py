@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 Plain = Mapping[str, object]  # of numbers, text, true, false, None, lists and mappings of these
+
+
+SCORES: Final = ("margin", "confidence", "nll", "brier")  # numbers of a ledger row; see engine.ledger_file
 
 
 class Judged(NamedTuple):
@@ -17,7 +20,12 @@ class Judged(NamedTuple):
     prediction: Tensor  # int64 [N]
     correct: Tensor  # bool [N]
     top5: Tensor  # bool [N]; with fewer than five classes all of them are in
-    margin: Tensor  # float32 [N]: logit of the label minus the best other logit; negative when wrong
+    scores: Tensor  # float32 [N,4]: the columns of SCORES in one tensor, so that the host reads it at once
+
+    @property
+    def margin(self) -> Tensor:
+        """float32 [N]: logit of the label minus the best other logit; negative when wrong."""
+        return self.scores[:, SCORES.index("margin")]
 
 
 def judge(logits: Tensor, label: Tensor) -> Judged:
@@ -37,7 +45,13 @@ def judge(logits: Tensor, label: Tensor) -> Judged:
     top5 = ((best == label[:, None]).any(dim=1) & is_number) | correct
     classes = torch.arange(logits.shape[1], device=logits.device)
     others = torch.where(classes == index, float("-inf"), logits).amax(dim=1)
-    return Judged(prediction, correct, top5, logits.gather(1, index)[:, 0] - others)
+    margin = logits.gather(1, index)[:, 0] - others
+    log_probability = logits.log_softmax(dim=1)
+    probability = log_probability.exp()
+    confidence = probability.gather(1, prediction[:, None])[:, 0]
+    nll = -log_probability.gather(1, index)[:, 0]
+    brier = torch.where(classes == index, probability - 1, probability).square().sum(dim=1)
+    return Judged(prediction, correct, top5, torch.stack((margin, confidence, nll, brier), dim=1))
 
 
 def evaluation_id(

@@ -10,8 +10,9 @@ As in the published code, where it differs from the paper or from what one would
   the code's array is a zero;
 - after a halving the iterate goes back to the best point, but the momentum's previous point stays;
 - a point counts as soon as it is misclassified, whatever class a targeted loss aims at.
-Deviation: random numbers come from each question's own stream, so that an answer does not depend on the batch. What is
-kept is the first misclassified iterate (the published code: the last); the verdict is the same.
+Deviations: random numbers come from each question's own stream, so that an answer does not depend on the batch. What is
+kept is the first misclassified iterate (the published code: the last); the verdict is the same. A gradient that is not
+a number counts as zero, and NaN logits as a misclassification.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from robust.attack_losses import LOSSES, AttackLoss, LossName
 from robust.gradient import Predict, gradient_and_logits
-from robust.lanes import Lanes, Passes, alive, rows
+from robust.lanes import Lanes, Passes, alive, misclassified, rows
 from robust.noise import noise
 from robust.sphere import SPHERES
 
@@ -32,6 +33,7 @@ NAMES: dict[LossName, str] = {
     "dlr-targeted": "apgd-t",
     "margin": "apgd-margin",
     "margin-targeted": "apgd-t-margin",
+    "probability-margin": "apgd-pm",
 }
 MOMENTUM = 0.75
 FIRST_WINDOW, WINDOW_DECREASE, LEAST_WINDOW = 0.22, 0.03, 0.06  # shares of the iterations
@@ -68,7 +70,8 @@ class State(NamedTuple):
 class Apgd:
     """`iterations` of ascent on `loss`, a name or a function of (logits (N,K), label [N], target [N]) -> [N] in which
     an image's loss depends on its own logits alone; `norm` linf or l2. `eot` gradients are averaged at each point, for
-    models whose answers are random (the last answer is what the point is judged by)."""
+    models whose answers are random (the last answer is what the point is judged by). `suffix` tells two uses of one
+    attack in a version apart: by name, and so by random stream."""
 
     loss: LossName | AttackLoss = "ce"
     norm: Literal["linf", "l2"] = "linf"
@@ -77,6 +80,7 @@ class Apgd:
         0.75  # the step size stays while more than this share of a window's iterations raised the loss
     )
     eot: int = 1
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in LOSSES:
@@ -88,7 +92,8 @@ class Apgd:
 
     @property
     def name(self) -> str:
-        return NAMES[self.loss] if isinstance(self.loss, str) else "apgd-custom"
+        name = NAMES[self.loss] if isinstance(self.loss, str) else "apgd-custom"
+        return name + self.suffix
 
     @property
     def steps(self) -> int:
@@ -129,7 +134,7 @@ class Apgd:
         """A look at the iterate, then the move to the next one."""
         gradient, logits, loss = self._look(predict, state)
         works = alive(state, self.steps)
-        is_wrong = works & (logits.argmax(dim=1) != state.lanes.label)
+        is_wrong = works & misclassified(logits, state.lanes.label)
         state = state._replace(
             adversarial=torch.where(rows(is_wrong, state.image), state.image, state.adversarial),
             found=state.found | is_wrong,
@@ -157,7 +162,7 @@ class Apgd:
             another, logits = gradient_and_logits(predict, state.image, total)
             gradient = gradient + another
         value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
-        return gradient / self.eot, logits, value
+        return torch.nan_to_num(gradient / self.eot, nan=0.0), logits, value
 
     def _sized(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
         """The window with this iteration in it, and which lanes halve their step size."""
@@ -186,6 +191,6 @@ class Apgd:
         sphere, lanes = SPHERES[self.norm], state.lanes
         momentum = image - state.previous
         step = sphere.project(sphere.ascend(image, gradient, state.size), lanes.clean, lanes.eps)
-        is_first = rows(state.step == 0, image)
-        mixed = image + (step - image) * MOMENTUM + momentum * (1.0 - MOMENTUM)
-        return torch.where(is_first, step, sphere.project(mixed, lanes.clean, lanes.eps))
+        share = rows(torch.where(state.step == 0, 1.0, MOMENTUM).to(image.dtype), image)
+        mixed = image + (step - image) * share + momentum * (1.0 - share)
+        return sphere.project(mixed, lanes.clean, lanes.eps)

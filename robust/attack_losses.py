@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["ce", "dlr", "dlr-targeted", "margin", "margin-targeted"]
+LossName = Literal["ce", "dlr", "dlr-targeted", "margin", "margin-targeted", "probability-margin"]
 AttackLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 FLOOR = 1e-12  # of the denominators, as published
 
@@ -52,12 +52,21 @@ def margin_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
     return _at(z, target) - _at(z, label)
 
 
+def probability_margin(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """max_{i != y} p_i - p_y with p = softmax(z): the loss of PMA (Xie et al. 2024, arXiv:2411.15210).
+
+    In float32 it is -1 where the model is sure (z_y ahead by 17); its gradient lives on until the rival's p is zero.
+    """
+    return margin(torch.softmax(_wide(logits), dim=1), label, target)
+
+
 LOSSES: Mapping[LossName, AttackLoss] = {
     "ce": cross_entropy,
     "dlr": dlr,
     "dlr-targeted": dlr_targeted,
     "margin": margin,
     "margin-targeted": margin_targeted,
+    "probability-margin": probability_margin,
 }
 LEAST_CLASSES: Mapping[LossName, int] = {
     "ce": 2,
@@ -65,6 +74,7 @@ LEAST_CLASSES: Mapping[LossName, int] = {
     "dlr-targeted": 4,
     "margin": 2,
     "margin-targeted": 2,
+    "probability-margin": 2,
 }
 WITHOUT_RATIO: Mapping[LossName, LossName] = {"dlr": "margin", "dlr-targeted": "margin-targeted"}
 """What takes the place of a loss that a model has too few classes for."""

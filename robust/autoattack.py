@@ -4,22 +4,26 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust.block import BlockAttack
-from robust.checks import check_image, check_norm, checked_eps, checked_logits
-from robust.diagnosis import SQUARE_GAIN, SURE, Diagnosis, diagnose
+from robust.bounds import Row, audit_of
+from robust.checks import check_image, check_labels, check_norm, checked_eps, checked_logits
+from robust.diagnosis import SQUARE_GAIN, SURE, diagnose
 from robust.gradient import Predict
+from robust.lanes import AnyNorm, Norm
+from robust.low_precision import Autocast, low_precision
 from robust.pgd import no_cut
 from robust.precision import exact_float32
 from robust.result import AttackResult
 from robust.stage import Device
-from robust.threat import THREATS, distance, slack
+from robust.threat import THREATS, distance, slack, widest
 from robust.verdicts import judge
-from robust.versions import Norm, Version, version_of
+from robust.versions import Version, version_of
 
 PROBE = 64  # images that the model is looked at with
 
@@ -39,6 +43,7 @@ def autoattack(
     chunk: int = 10,
     device: torch.device | str | None = None,
     cut: Callable[[], None] = no_cut,
+    autocast: Autocast = nullcontext,
 ) -> AttackResult:
     """The worst that the components of `version` find inside the eps-ball around each image.
 
@@ -49,9 +54,11 @@ def autoattack(
 
     `keys` (default: positions) name the images' random streams: equal seeds, keys and lanes give equal bits, in any
     order and company. `notes` of the result say what makes the number less than it seems. `cut` ends a lazy graph.
+    `autocast`, for version fast, makes the context of its searches: `lambda: torch.autocast("cuda", torch.float16)`.
 
     Raises ValueError, one line, for anything outside the contract. Source: Croce and Hein 2020, arXiv:2003.01690.
     """
+    check_norm(norm, THREATS)
     return attack(
         predict,
         image,
@@ -66,6 +73,7 @@ def autoattack(
         chunk=chunk,
         device=device,
         cut=cut,
+        autocast=autocast,
     )
 
 
@@ -76,7 +84,7 @@ def attack(
     version: Callable[[int], Version],
     *,
     eps: float,
-    norm: Norm,
+    norm: AnyNorm,
     seed: int,
     keys: Sequence[int] | None,
     lanes: int,
@@ -84,24 +92,26 @@ def attack(
     chunk: int,
     device: torch.device | str | None,
     cut: Callable[[], None],
+    autocast: Autocast = nullcontext,
 ) -> AttackResult:
     """`autoattack` with the components that `version` names for a model of so many classes."""
-    check_norm(norm, THREATS)
     _check(predict, image, label, lanes=lanes, block=block)
     keys = range(len(image)) if keys is None else keys
     if len(keys) != len(image):
         raise ValueError(f"{len(keys)} keys for {len(image)} images; give one each")
-    radius = float(checked_eps(eps, image[:1], THREATS[norm].widest(image.shape[1:])))
+    radius = float(checked_eps(eps, image[:1], widest(norm, image.shape[1:])))
     place = torch.device(device) if device is not None else image.device
     with exact_float32():
         looked = image[:PROBE].to(place, torch.float32), label[:PROBE].to(place)
         with torch.no_grad():
             num_classes = checked_logits(predict(looked[0]), *looked).shape[1]
+        check_labels(label, num_classes)
         chosen = version(num_classes)
+        search = _search(predict, chosen, autocast)
         found = [
             _attacked(
                 BlockAttack(
-                    predict=predict,
+                    predict=search,
                     verdict=predict,
                     image=image[start : start + block].to(place, torch.float32),
                     label=label[start : start + block].to(place),
@@ -118,7 +128,18 @@ def attack(
             for start in range(0, len(image), block)
         ]
         diagnosis = diagnose(predict, *looked)
-    return _joined(found, image, chosen, diagnosis, limit=radius + slack(norm, radius, image.shape[1:]))
+    rows = [row._replace(image=(number, row.image)) for number, part in enumerate(found) for row in part.rows]
+    audit = audit_of(chosen, rows, num_images=len(image))
+    notes = (*diagnosis.notes, *([] if audit is None else [str(audit)]))
+    return _joined(found, image, chosen, notes, limit=radius + slack(norm, radius, image.shape[1:]))
+
+
+def _search(predict: Predict, version: Version, autocast: Autocast) -> Predict:
+    if autocast is nullcontext:
+        return predict
+    if not version.is_low:
+        raise ValueError(f"version {version.id} searches in float32; autocast is for version fast")
+    return low_precision(predict, autocast)
 
 
 class Found(NamedTuple):
@@ -127,11 +148,14 @@ class Found(NamedTuple):
     adversarial: Tensor
     broken_by: list[str | None]
     flags: dict[str, Tensor]
+    rows: list[Row]
 
 
-def _attacked(attack: BlockAttack, norm: Norm) -> Found:
+def _attacked(attack: BlockAttack, norm: AnyNorm) -> Found:
     flipped = torch.zeros(len(attack.keys), dtype=torch.bool)
+    rows = []
     for outcome in attack.run():
+        rows.append(Row(outcome.row, outcome.component, outcome.tries > 0, outcome.broken))
         flipped[outcome.row] |= outcome.claimed and not outcome.broken
     # Once more, in the order of the images and not of the lanes: another batch, and every image beside others.
     every = range(len(attack.keys))
@@ -153,11 +177,11 @@ def _attacked(attack: BlockAttack, norm: Norm) -> Found:
         "wrong_as_uint8": rounded.wrong,
         "distance": distance(attack.adversarial, attack.image, norm).cpu(),
     }
-    return Found(attack.adversarial, attack.broken_by, flags)
+    return Found(attack.adversarial, attack.broken_by, flags, rows)
 
 
 def _joined(
-    found: Sequence[Found], image: Tensor, version: Version, diagnosis: Diagnosis, *, limit: float
+    found: Sequence[Found], image: Tensor, version: Version, notes: tuple[str, ...], *, limit: float
 ) -> AttackResult:
     broken_by = tuple(name for part in found for name in part.broken_by)
     flags = {
@@ -168,7 +192,7 @@ def _joined(
         robust=torch.tensor([name is None for name in broken_by], device=image.device),
         broken_by=broken_by,
         flags=flags,
-        notes=(*diagnosis.notes, *_doubts(broken_by, flags, limit=limit)),
+        notes=(*notes, *_doubts(broken_by, flags, limit=limit)),
         version=version.id,
     )
 

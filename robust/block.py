@@ -1,22 +1,27 @@
 """A version of AutoAttack on a block of images: component after component, each on the images that are left.
 
 A search claims; the verdict decides. An image whose claimed point the model classifies right after all (another batch,
-another precision) goes on to the next component.
+another precision) goes on to the next component; where the model that judges is not the one that searched, it first
+searches that image itself.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust.gradient import Predict
-from robust.stage import Device, Stage
-from robust.verdicts import Verdict, judge
+from robust.stage import Answer, Device, Stage
+from robust.stream import question_seed
+from robust.targets import nearest_first
+from robust.verdicts import Verdict, judge, lies_inside
 from robust.versions import Part
 
 CLEAN = "clean"
+LEAST_LANES = 8  # of a stage: fewer save next to nothing
 Known = Mapping[str, Mapping[int, bool]]
 """component -> {row: broken} of what an interrupted run has already answered."""
 
@@ -28,7 +33,7 @@ class Outcome(NamedTuple):
     component: str
     broken: bool  # by the verdict
     claimed: bool  # by the search
-    tries: int  # made
+    tries: int  # made; 0 where the component was not to look at this image
     steps: int  # of the last try
     prediction: int  # on the point that was judged; on the clean image where nothing was claimed
     margin: float
@@ -52,7 +57,7 @@ class BlockAttack:
     `on_stage` is shown each stage before it begins, and may put it where an interrupted run had left it.
     """
 
-    predict: Predict  # of the search
+    predict: Predict  # of the search; may be in low precision
     verdict: Predict  # that counts
     image: Tensor
     label: Tensor
@@ -70,8 +75,10 @@ class BlockAttack:
     passes: dict[str, tuple[float, float]] = field(init=False, default_factory=dict)  # of a batch of lanes
     clean: Verdict = field(init=False)
     _labels: list[int] = field(init=False)
+    _eps: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self._eps = float(self.eps.cpu())
         self.adversarial = self.image.clone()
         self.broken_by = [None] * len(self.keys)
         self._labels = self.label.tolist()
@@ -88,43 +95,59 @@ class BlockAttack:
             self.broken_by[row] = CLEAN if wrong else None
             yield self._as_it_was(row, CLEAN, broken=wrong)
         for part in self.parts:
+            entering = [row for row in everything if self.broken_by[row] is None]
             done = known.get(part.name, {})
             for row, broken in done.items():
                 if broken:
                     self.broken_by[row] = part.name
-            left = [row for row in everything if self.broken_by[row] is None]
-            yield from self._part(part, left, set(done))
+            yield from self._part(part, entering, set(done))
 
-    def _part(self, part: Part, left: Sequence[int], done: set[int]) -> Iterator[Outcome]:
-        todo = [row for row in left if row not in done]
+    def _part(self, part: Part, entering: Sequence[int], done: set[int]) -> Iterator[Outcome]:
+        drawn = dict.fromkeys(row for row in entering if self._is_drawn(part, row))
+        for row in entering:
+            if row not in drawn and row not in done:
+                yield self._as_it_was(row, part.name)
+        todo = [row for row in drawn if row not in done]
         if not todo:
             return
-        stage = self._stage(part, _lanes_for(len(left), self.num_lanes))
+        stage = self._stage(part, self._lanes_for(len(drawn)))
         self.on_stage(stage)
-        pending: list[Tried] = []
         try:
-            for answer in stage.run({row: self._tries(part, row) for row in todo}):
+            for answer in stage.run(self._tries(part, todo, stage)):
                 if not answer.is_last:
                     continue
-                tried = Tried(answer.row, answer.found, answer.number + 1, answer.steps)
                 if not answer.found:
-                    yield self._as_it_was(answer.row, part.name, tried=tried)
+                    yield self._as_it_was(answer.row, part.name, tried=_tried(answer))
                     continue
-                pending.append(tried)
-                if len(pending) == stage.num_lanes:
-                    yield from self._judged(part, stage, pending)
-                    pending = []
+                stage.pending.append(answer)
+                if len(stage.pending) == stage.num_lanes:
+                    yield from self._judged(part, stage, _claims(stage))
         except Exception:  # `on_chunk` was asked to stop: what was found by now is not lost
-            yield from self._judged(part, stage, pending)
+            yield from self._judged(part, stage, _claims(stage), searches_again=False)
             raise
-        yield from self._judged(part, stage, pending)
+        yield from self._judged(part, stage, _claims(stage))
         forward, backward = part.component.passes
         self.passes[part.name] = (stage.steps_run * forward, stage.steps_run * backward)
+
+    def _is_drawn(self, part: Part, row: int) -> bool:
+        """Whether the component looks at the image: all of it, or a share by the key's own random number."""
+        draw = question_seed(self.seed, self.keys[row], "audit", 0) % (1 << 64)
+        return draw < part.share * (1 << 64)
+
+    def _lanes_for(self, num_images: int) -> int:
+        """Lanes of a stage: no more than keep its images in as many rounds, so that few lanes end empty; all of them
+        where another number would be one more graph. Of the number that enters the component, so that an interrupted
+        run goes on with the same shape.
+        """
+        if self.device.compiles or self.num_lanes <= LEAST_LANES:
+            return self.num_lanes
+        rounds = math.ceil(num_images / self.num_lanes)
+        return max(math.ceil(num_images / rounds), LEAST_LANES)
 
     def _stage(self, part: Part, num_lanes: int) -> Stage:
         return Stage(
             component=part.component,
-            predict=self.predict,
+            predict=self.verdict if part.is_float32 else self.predict,
             image=self.image,
             label=self.label,
             eps=self.eps,
@@ -136,25 +159,45 @@ class BlockAttack:
             on_chunk=self.on_chunk,
         )
 
-    def _tries(self, part: Part, row: int) -> list[int]:
-        """The classes that the tries aim at: by the float32 logits of the clean image, the likeliest first."""
-        label = self._labels[row]
+    def _tries(self, part: Part, rows: Sequence[int], stage: Stage) -> dict[int, list[int]]:
+        """The classes that the tries on each row aim at, by float32 logits and gradients at the clean image."""
         if not part.targets:
-            return [label] * part.restarts
-        order = torch.argsort(self.clean.logits[row], descending=True, stable=True).tolist()
-        return [place for place in order if place != label][: part.targets]
+            return {row: [self._labels[row]] * part.restarts for row in rows}
+        likeliest = [self._likeliest(row, max(part.targets, part.candidates)) for row in rows]
+        if part.candidates:
+            likeliest = nearest_first(
+                self.verdict,
+                self.image,
+                self.label,
+                likeliest,
+                rows,
+                norm=part.component.norm,
+                batch=stage.num_lanes,
+                device=self.device,
+            )
+        return {row: classes[: part.targets] for row, classes in zip(rows, likeliest, strict=True)}
 
-    def _judged(self, part: Part, stage: Stage, pending: Sequence[Tried]) -> Iterator[Outcome]:
+    def _likeliest(self, row: int, num: int) -> list[int]:
+        order = torch.argsort(self.clean.logits[row], descending=True, stable=True).tolist()
+        return [place for place in order if place != self._labels[row]][:num]
+
+    def _judged(
+        self, part: Part, stage: Stage, pending: Sequence[Tried], *, searches_again: bool = True
+    ) -> Iterator[Outcome]:
         rows = [tried.row for tried in pending]
-        verdict = judge(
-            self.verdict, stage.adversarial, self.label, rows, batch=stage.num_lanes, device=self.device
-        )
-        wrong = verdict.wrong.tolist()
+        shape: dict[str, Any] = {"batch": stage.num_lanes, "device": self.device}
+        verdict = judge(self.verdict, stage.adversarial, self.label, rows, **shape)
+        norm = part.component.norm
+        inside = lies_inside(stage.adversarial, self.image, rows, eps=self._eps, norm=norm, **shape)
+        wrong = (verdict.wrong & inside).tolist()
         broken_rows = [row for row, is_wrong in zip(rows, wrong, strict=True) if is_wrong]
+        doubtful = [] if stage.predict is self.verdict else [row for row in rows if row not in broken_rows]
         self._keep(broken_rows, stage)  # before anybody is told
         for row in broken_rows:
             self.broken_by[row] = part.name
         for place, tried in enumerate(pending):
+            if tried.row in doubtful:
+                continue
             yield Outcome(
                 row=tried.row,
                 component=part.name,
@@ -166,6 +209,18 @@ class BlockAttack:
                 margin=float(verdict.margin[place]),
                 rank=int(verdict.rank[place]),
             )
+        if doubtful and searches_again:
+            yield from self._searched_again(part, doubtful, stage)
+
+    def _searched_again(self, part: Part, rows: Sequence[int], first: Stage) -> Iterator[Outcome]:
+        """By the model that judges: a low-precision claim that it does not bear out would end the search too soon."""
+        stage = replace(first, predict=self.verdict, on_chunk=lambda stage: None)
+        ends = [answer for answer in stage.run(self._tries(part, rows, stage)) if answer.is_last]
+        found = [_tried(answer) for answer in ends]
+        for tried in found:
+            if not tried.found:
+                yield self._as_it_was(tried.row, part.name, tried=tried)
+        yield from self._judged(part, stage, [tried for tried in found if tried.found])
 
     def _keep(self, rows: Sequence[int], stage: Stage) -> None:
         if not rows:
@@ -192,12 +247,12 @@ class BlockAttack:
         )
 
 
-def _lanes_for(num_images: int, most: int) -> int:
-    """Lanes of a stage: `most`, halved while all images fit into the half, so that few images do not drag empty lanes.
+def _tried(answer: Answer) -> Tried:
+    return Tried(answer.row, answer.found, answer.number + 1, answer.steps)
 
-    Of the number that enters the component, so that an interrupted run goes on with the same shape.
-    """
-    lanes = most
-    while lanes % 2 == 0 and lanes > 8 and num_images <= lanes // 2:
-        lanes //= 2
-    return lanes
+
+def _claims(stage: Stage) -> list[Tried]:
+    """What waits to be judged, and now no longer does."""
+    found = [_tried(answer) for answer in stage.pending]
+    stage.pending.clear()
+    return found

@@ -43,6 +43,11 @@ ATTACKS = (
             Parameter(
                 "best_iterate", False, "the strongest iterate counts, by the same order, not the last one"
             ),
+            Parameter(
+                "preset",
+                "none",
+                "as a paper measured it: bai2021 (5, 10, 50, 100 steps, half of the images from the clean one), xu2022",
+            ),
         ),
         source="Madry et al. 2018, arXiv:1706.06083",
     ),
@@ -55,6 +60,11 @@ ATTACKS = (
                 "version",
                 "standard",
                 "what runs; standard: APGD-CE, APGD-T, FAB-T, Square with the published budgets, in turn",
+            ),
+            Parameter(
+                "until_ci",
+                "off",
+                "images in random order until the 95 % interval is at most +- so many percentage points",
             ),
             Parameter("save_images", False, "keep the image that broke each one, as float32"),
         ),

@@ -16,6 +16,8 @@ def check_image(image: Tensor, label: Tensor) -> None:
         raise ValueError(
             f"image is {image.dtype} {tuple(image.shape)}; an attack needs float N x 3 x H x W in [0, 1]"
         )
+    if image.numel() == 0:
+        raise ValueError(f"image is empty {tuple(image.shape)}: the selection holds nothing to attack")
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
         raise ValueError(
@@ -81,8 +83,12 @@ def checked_logits(logits: object, image: Tensor, label: Tensor) -> Tensor:
         raise ValueError(
             "predict returned NaN or infinite logits on the clean images; verdicts on them mean nothing"
         )
-    low, high = int(label.min()), int(label.max())
-    if low < 0 or high >= logits.shape[1]:
-        num_classes = logits.shape[1]
-        raise ValueError(f"labels span {low} to {high}; the model has classes 0 to {num_classes - 1}")
+    check_labels(label, logits.shape[1])
     return logits
+
+
+def check_labels(label: Tensor, num_classes: int) -> None:
+    """ValueError unless all of `label` are classes of the model."""
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels span {low} to {high}; the model has classes 0 to {num_classes - 1}")

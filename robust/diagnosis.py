@@ -4,6 +4,7 @@ After Carlini et al. 2019 (arXiv:1902.06705) and the checks of AutoAttack's own 
 bound, and these are the usual reasons why it is a loose one.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,41 +23,54 @@ class Diagnosis(NamedTuple):
     """Symptoms on one batch."""
 
     notes: tuple[str, ...]
-    is_random: bool
-    zero_gradient: Tensor  # bool [N]: the gradients of cross-entropy and of DLR are zero at the clean image
+    is_random: bool  # or has a memory
+    is_batch_dependent: bool
+    is_probability: bool  # instead of logits
+    zero_gradient: Tensor  # bool [N]: the gradients of all losses are zero at the clean image
+    zero_share: Mapping[str, float]  # of each loss: the share of images where its gradient is zero
 
 
 def diagnose(predict: Predict, image: Tensor, label: Tensor) -> Diagnosis:
     """Looks at N images (N,3,H,W) in [0,1]: REPEATS + 3 forward and 2 backward passes, and host reads."""
     with torch.no_grad():
-        first = predict(image).float()
-        repeats = [predict(image).float() for _ in range(REPEATS - 1)]
-        half = predict(image[: -(-len(image) // 2)]).float()
+        first = predict(image).float().cpu()
+        repeats = [predict(image).float().cpu() for _ in range(REPEATS - 1)]
+        half = predict(image[: -(-len(image) // 2)]).float().cpu()
     notes = []
     is_random = any(_differs(first, other) for other in repeats)
+    is_batch_dependent = not is_random and _differs(first[: len(half)], half)
     if is_random:
         notes.append(
             "the model's answers are random or have a memory: gradients and queries see another model each time; "
             "use version rand, whose gradients are averaged"
         )
-    elif _differs(first[: len(half)], half):
+    if is_batch_dependent:
         notes.append(
             "logits depend on the other images of the batch: verdicts hold for this batch alone; call model.eval(), "
             "or attack one image at a time"
         )
-    if _is_probability(first):
+    is_probability = _is_probability(first)
+    if is_probability:
         notes.append(
             "the model returns probabilities, not logits: cross-entropy of them hides gradients; return the "
             "logits before the softmax"
         )
-    zero = _zero_gradient(predict, image, label, num_classes=first.shape[1])
+    by_loss = _zero_gradients(predict, image, label, num_classes=first.shape[1])
+    zero = torch.stack(list(by_loss.values())).all(dim=0)
     share = float(zero.double().mean())
     if share > 0.0:
         notes.append(
             f"{100 * share:.1f} % of the images have no gradient at all: attacks by gradients are blind there; a "
             "quantised, detached or saturated model needs one that is not"
         )
-    return Diagnosis(tuple(notes), is_random, zero)
+    return Diagnosis(
+        notes=tuple(notes),
+        is_random=is_random,
+        is_batch_dependent=is_batch_dependent,
+        is_probability=is_probability,
+        zero_gradient=zero,
+        zero_share={name: float(part.double().mean()) for name, part in by_loss.items()},
+    )
 
 
 def _differs(one: Tensor, other: Tensor) -> bool:
@@ -70,8 +84,9 @@ def _is_probability(logits: Tensor) -> bool:
     return in_range and bool(((sums - 1.0).abs() < 1e-4).all())
 
 
-def _zero_gradient(predict: Predict, image: Tensor, label: Tensor, *, num_classes: int) -> Tensor:
-    zero = torch.ones(len(image), dtype=torch.bool, device=image.device)
+def _zero_gradients(predict: Predict, image: Tensor, label: Tensor, *, num_classes: int) -> dict[str, Tensor]:
+    """Of each loss that so many classes allow, bool [N] on the host."""
+    zero: dict[str, Tensor] = {}
     names: tuple[LossName, ...] = ("ce", "dlr")
     for name in names:
         if num_classes < LEAST_CLASSES[name]:
@@ -83,7 +98,8 @@ def _zero_gradient(predict: Predict, image: Tensor, label: Tensor, *, num_classe
                 image,
                 lambda logits: loss(logits, label, label).sum(),  # noqa: B023 used at once
             )
-        except ValueError:
-            continue  # no path at all from the image to the loss
-        zero &= (gradient == 0).flatten(1).all(dim=1)
+        except ValueError:  # no path at all from the image to the loss
+            zero[name] = torch.ones(len(image), dtype=torch.bool)
+            continue
+        zero[name] = (gradient == 0).flatten(1).all(dim=1).cpu()
     return zero

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust.gradient import Predict, gradient_and_logits
 from robust.hyperplane import way
-from robust.lanes import Lanes, Passes, alive, rows
+from robust.lanes import Lanes, Passes, alive, misclassified, rows
 
 Norm = Literal["linf", "l2"]
 LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number
@@ -73,7 +73,7 @@ class Fab:
             eta=self.eta,
         )
         with torch.no_grad():
-            is_wrong = predict(image).argmax(dim=1) != lanes.label
+            is_wrong = misclassified(predict(image), lanes.label)
         is_hit = works & is_wrong & (length_of((image - lanes.clean).flatten(1), self.norm) <= lanes.eps)
         back = lanes.clean + (image - lanes.clean) * self.beta
         return State(
@@ -108,7 +108,8 @@ def moved(
 ) -> Tensor:
     """From `image` (B,3,H,W) a little behind the plane where the linearised `gap` [B] is zero, drawn towards the
     projection of `clean`; `gradient` (B,3,H,W) of the gap at `image`."""
-    flat, centre, normal = image.flatten(1), clean.flatten(1), gradient.flatten(1)
+    # A pixel whose gradient is not a number stays where it is.
+    flat, centre, normal = image.flatten(1), clean.flatten(1), torch.nan_to_num(gradient.flatten(1), nan=0.0)
     offset = (normal * flat).sum(dim=1) - gap
     # Both projections in one pass over the coordinates.
     ways = way(torch.cat((flat, centre)), torch.cat((normal, normal)), torch.cat((offset, offset)), norm=norm)

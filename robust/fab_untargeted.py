@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robust.fab import Norm, length_of, moved
 from robust.gradient import Predict, logits_and_gradients
-from robust.lanes import Lanes, Passes, alive, rows
+from robust.lanes import Lanes, Passes, alive, misclassified, rows
 from robust.noise import noise
 from robust.sphere import SPHERES
 
@@ -108,7 +108,7 @@ class FabUntargeted:
             eta=self.eta,
         )
         with torch.no_grad():
-            is_wrong = predict(image).argmax(dim=1) != lanes.label
+            is_wrong = misclassified(predict(image), lanes.label)
         is_near = length_of((image - lanes.clean).flatten(1), self.norm) <= lanes.eps
         is_hit = works & is_last & is_wrong & is_near
         back = lanes.clean + (image - lanes.clean) * self.beta

@@ -28,15 +28,23 @@ def way(point: Tensor, normal: Tensor, offset: Tensor, *, norm: Literal["linf", 
     """
     gap = offset - (normal * point).sum(dim=1)
     direction = normal.sign() * gap.sign()[:, None]
-    reach = torch.where(direction > 0, 1.0 - point, point)
+    # 1 - x upwards and x downwards. Arithmetic, here and below: `where` takes many times as long on the cpu.
+    reach = 0.5 + 0.5 * direction - direction * point
     weight = normal.abs()
-    pace = torch.ones_like(weight) if norm == "linf" else weight
+    # In linf all coordinates go at one pace: a pass over them less in each step.
+    gain = weight if norm == "linf" else weight.square()
     goal, t = gap.abs(), torch.zeros_like(gap)
+    settled = 4.0 * torch.finfo(gap.dtype).eps
     for _ in range(NEWTON_STEPS[norm]):
-        wanted = t[:, None] * pace
-        is_free = wanted < reach
+        wanted = t[:, None] if norm == "linf" else t[:, None] * weight
         value = (weight * torch.minimum(wanted, reach)).sum(dim=1)
-        slope = torch.where(is_free, weight * pace, 0.0).sum(dim=1)
-        t = t + torch.where(slope > 0.0, (goal - value).clamp(min=0.0) / slope.clamp(min=TINY), 0.0)
+        slope = (gain * (reach - wanted).sign().clamp(min=0.0)).sum(dim=1)
+        further = torch.where(slope > 0.0, (goal - value).clamp(min=0.0) / slope.clamp(min=TINY), 0.0)
+        moves = further > settled * t
+        t = torch.where(moves, t + further, t)
+        # What has settled stays, so an early end changes no bit; a look is free on the cpu alone. 4 steps are usual.
+        if t.device.type == "cpu" and not bool(moves.any()):
+            break
     # 0 * inf: a plane without a normal is nowhere, and the point stays.
-    return direction * torch.minimum(t[:, None] * pace, reach)
+    wanted = t[:, None] if norm == "linf" else t[:, None] * weight
+    return direction * torch.minimum(wanted, reach)

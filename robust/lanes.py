@@ -6,13 +6,15 @@ the same bits come out in whatever order lanes are filled, and whoever their nei
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from robust.gradient import Predict
 
+Norm = Literal["linf", "l2"]
+AnyNorm = Literal["linf", "l2", "l1"]  # of APGD alone
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
 
 
@@ -54,6 +56,8 @@ class Component(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def norm(self) -> AnyNorm: ...  # of the ball
+    @property
     def steps(self) -> int: ...
     @property
     def passes(self) -> Passes: ...
@@ -65,6 +69,11 @@ class Component(Protocol):
     def step(self, predict: Predict, state: Any) -> Any:
         """One step of every lane that is alive; masks, no host read, no shape that depends on values."""
         ...
+
+
+def misclassified(logits: Tensor, label: Tensor) -> Tensor:
+    """bool [B] of logits (B,K): argmax is not the label, or a logit is NaN, on which nothing can be built."""
+    return (logits.argmax(dim=1) != label) | logits.isnan().any(dim=1)
 
 
 def alive(state: LaneState, steps: int) -> Tensor:

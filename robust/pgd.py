@@ -18,6 +18,7 @@ from torch import Tensor
 from robust.best import Best, stronger, unjudged
 from robust.checks import check_image, check_norm, checked_eps, checked_logits, checked_seed, checked_step
 from robust.gradient import Predict, gradient_and_logits, input_gradient
+from robust.lanes import misclassified, rows
 from robust.noise import noise as hashed_noise
 from robust.result import AttackResult
 from robust.threat import THREATS, Linf, Noise, ThreatModel
@@ -235,14 +236,17 @@ def pgd(
         clean_correct = checked_logits(predict(image), image, label).argmax(1) == label
     gradient = input_gradient(predict, image, lambda logits: loss(logits, label).sum())
     adversarial = attack(predict, image, label, eps=radius, seed=per_image_seed)
+    # A NaN in a gradient makes an image that is none, which proves nothing.
+    lost = ~torch.isfinite(adversarial).flatten(1).all(1)
+    adversarial = torch.where(rows(lost, image), image, adversarial)
     with torch.no_grad():
-        robust = clean_correct & (predict(adversarial).argmax(1) == label)
-    name = f"pgd-{steps}"
-    reasons = zip(clean_correct.tolist(), robust.tolist(), strict=True)
+        robust = clean_correct & ~misclassified(predict(adversarial), label)
+    name, reasons = f"pgd-{steps}", zip(clean_correct.tolist(), robust.tolist(), strict=True)
     return AttackResult(
         adversarial=adversarial,
         robust=robust,
         broken_by=tuple(None if still else name if was else "clean" for was, still in reasons),
         flags={"clean_correct": clean_correct, "zero_gradient": (gradient == 0).flatten(1).all(1)},
+        notes=(f"{int(lost.sum())} images met a NaN in the gradient: not attacked",) * bool(lost.any()),
         version=name,
     )

@@ -9,7 +9,7 @@ drawn, and the side follows the image's own height and width. Deviations: every 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class State(NamedTuple):
     lanes: Lanes
     step: Tensor  # int64 [B]
     found: Tensor  # bool [B]
-    adversarial: Tensor  # (B,3,H,W) of the smallest margin so far
+    adversarial: Tensor  # (B,3,H,W) of the smallest margin so far; the start before the first look
     margin: Tensor  # [B] there; infinite before the first look
 
 
@@ -46,6 +46,10 @@ class Square:
         return "square"
 
     @property
+    def norm(self) -> Literal["linf"]:
+        return "linf"
+
+    @property
     def steps(self) -> int:
         return self.queries + 1
 
@@ -54,19 +58,18 @@ class Square:
         return Passes(forward=1, backward=0)
 
     def init(self, lanes: Lanes) -> State:
-        """The clean image, about which nothing was asked."""
+        """Stripes, about which nothing was asked."""
         none = torch.zeros_like(lanes.seed)
         margin = torch.full_like(lanes.eps, torch.inf)
-        return State(lanes, none, none != 0, lanes.clean.clone(), margin)
+        return State(lanes, none, none != 0, _stripes(lanes), margin)
 
     @torch.no_grad()
     def step(self, predict: Predict, state: State) -> State:
         """A candidate, and whether it is better."""
         lanes, works = state.lanes, alive(state, self.steps)
-        is_start = rows(state.step == 0, lanes.clean)
-        candidate = torch.where(is_start, self._stripes(state), self._with_square(state))
+        candidate = self._with_square(state)
         margin = margin_of(predict(candidate), lanes.label).to(state.margin.dtype)
-        is_hit = works & (margin <= 0.0)
+        is_hit = works & ~(margin > 0.0)  # NaN too
         better = works & ((margin < state.margin) | is_hit)
         return State(
             lanes=lanes,
@@ -76,25 +79,17 @@ class Square:
             margin=torch.where(better, margin, state.margin),
         )
 
-    def _stripes(self, state: State) -> Tensor:
-        """Vertical stripes of +-eps, of each channel and column its own."""
-        lanes = state.lanes
-        _, channels, _, width = lanes.clean.shape
-        sign = signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
-        return (lanes.clean + rows(lanes.eps, lanes.clean) * sign).clamp(0.0, 1.0)
-
     def _with_square(self, state: State) -> Tensor:
+        """The next candidate; the start itself at step 0."""
         lanes = state.lanes
         _, channels, height, width = lanes.clean.shape
         draws = noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,))
         side = self._side(state.step - 1, height=height, width=width)
-        inside = (
-            span(draws[:, 0], side, height)[:, None, :, None]
-            & span(draws[:, 1], side, width)[:, None, None, :]
-        )
+        down, across = span(draws[:, 0], side, height), span(draws[:, 1], side, width)
+        inside = (down[:, None, :, None] & across[:, None, None, :]).to(lanes.clean.dtype)
         radius = rows(lanes.eps, lanes.clean)
-        change = 2.0 * radius * signs(draws[:, 2:], lanes.clean.dtype)[:, :, None, None]
-        moved = torch.where(inside, state.adversarial + change, state.adversarial)
+        sign = signs(draws[:, 2:], lanes.clean.dtype) * (state.step > 0)[:, None]
+        moved = state.adversarial + inside * (2.0 * radius * sign[:, :, None, None])
         return torch.minimum(torch.maximum(moved, lanes.clean - radius), lanes.clean + radius).clamp(0.0, 1.0)
 
     def _side(self, query: Tensor, *, height: int, width: int) -> Tensor:
@@ -105,6 +100,13 @@ class Square:
         ]
         rescaled_to = self.queries if self.rescale else None
         return by_query(query, sides, rescaled_to=rescaled_to).clamp(max=min(height, width))
+
+
+def _stripes(lanes: Lanes) -> Tensor:
+    """Vertical stripes of +-eps, of each channel and column its own."""
+    _, channels, _, width = lanes.clean.shape
+    sign = signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
+    return (lanes.clean + rows(lanes.eps, lanes.clean) * sign).clamp(0.0, 1.0)
 
 
 def by_query(query: Tensor, values: Sequence[int], *, rescaled_to: int | None) -> Tensor:

@@ -12,7 +12,7 @@ first and the last); where h // 5 tiles do not divide the image evenly, or it is
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,10 @@ class SquareL2:
         return "square"
 
     @property
+    def norm(self) -> Literal["l2"]:
+        return "l2"
+
+    @property
     def steps(self) -> int:
         return self.queries + 1
 
@@ -77,7 +81,7 @@ class SquareL2:
         is_start = rows(state.step == 0, lanes.clean)
         candidate = torch.where(is_start, state.adversarial, self._exchanged(state))
         margin = margin_of(predict(candidate), lanes.label).to(state.margin.dtype)
-        is_hit = works & (margin <= 0.0)
+        is_hit = works & ~(margin > 0.0)  # NaN too
         better = works & ((margin < state.margin) | is_hit)
         return State(
             lanes=lanes,

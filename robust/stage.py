@@ -43,6 +43,7 @@ class Device:
 
     feed: Callable[[Tensor], Tensor]  # host to device, axis 0 are the lanes
     cut: Callable[[], None] = lambda: None  # ends a lazy graph
+    compiles: bool = False  # each new shape costs a graph, so there is to be but one
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class Stage:
     )  # between two chunks: may keep the state, or raise
     adversarial: Tensor = field(init=False)
     slots: list[Slot] = field(init=False)
+    pending: list[Answer] = field(init=False)  # claims that nobody has judged yet
     state: Any = field(init=False, default=None)
     steps_run: int = field(init=False, default=0)  # of the whole batch: what the model was asked for
 
@@ -71,10 +73,12 @@ class Stage:
         # One row more: empty lanes write there.
         self.adversarial = torch.cat((self.image, self.image[:1]))
         self.slots = [Slot(EMPTY, 0, 0)] * self.num_lanes
+        self.pending = []
 
     def run(self, tries: Mapping[int, Sequence[int]]) -> Iterator[Answer]:
         """Answers as they come; `tries` are the target classes of each row to be attacked, in order."""
-        waiting = deque(row for row in tries if row not in {slot.row for slot in self.slots})
+        busy = {slot.row for slot in self.slots} | {answer.row for answer in self.pending}
+        waiting = deque(row for row in tries if row not in busy)
         while True:
             self._refill(waiting, tries)
             if all(slot.row == EMPTY for slot in self.slots):

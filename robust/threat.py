@@ -116,14 +116,23 @@ THREATS: Mapping[str, ThreatModel] = {"linf": Linf(), "l2": L2()}
 
 
 def distance(image: Tensor, clean: Tensor, norm: str) -> Tensor:
-    """Length [N] of image - clean, (N,3,H,W) both, in the norm called `norm`: linf or l2."""
+    """Length [N] of image - clean, (N,3,H,W) both, in the norm called `norm`: linf, l2 or l1."""
     change = (_wide(image) - _wide(clean)).flatten(1)
+    if norm == "l1":
+        return change.abs().sum(dim=1)
     return change.abs().amax(dim=1) if norm == "linf" else change.square().sum(dim=1).sqrt()
 
 
 def slack(norm: str, eps: float, shape: Sequence[int]) -> float:
     """How far rounding may carry a projected float32 image of `shape` (3,H,W) out of the ball, and a little more."""
+    if norm == "l1":
+        return 2e-6 * eps + 6e-8 * math.prod(shape)
     return 1e-6 if norm == "linf" else 2e-6 * eps + 6e-8 * math.sqrt(math.prod(shape))
+
+
+def widest(norm: str, shape: Sequence[int]) -> float:
+    """Largest distance of two images of `shape` (3,H,W) in a norm: a radius above it forbids nothing."""
+    return float(math.prod(shape)) if norm == "l1" else THREATS[norm].widest(shape)
 
 
 def normal(uniform: Tensor) -> Tensor:

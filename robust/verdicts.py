@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from robust.gradient import Predict
+from robust.lanes import AnyNorm
 from robust.stage import Device
+from robust.threat import distance, slack
 
 
 class Verdict(NamedTuple):
@@ -44,6 +46,30 @@ def judge(
         found.append(logits[: len(part)] if len(part) == batch else logits.cpu()[: len(part)])
     logits = torch.cat([part.cpu() for part in found])
     return verdict_of(logits, label.cpu()[torch.tensor(list(rows))])
+
+
+def lies_inside(
+    image: Tensor,
+    clean: Tensor,
+    rows: Sequence[int],
+    *,
+    eps: float,
+    norm: AnyNorm,
+    batch: int,
+    device: Device,
+) -> Tensor:
+    """bool [M] on the host: `rows` of `image` lie in the eps-ball around those of `clean`, within rounding, and in
+    [0, 1]. False for what is not a number: a break that is not an image proves nothing."""
+    limit, found = eps + slack(norm, eps, image.shape[1:]), []
+    for start in range(0, len(rows), batch):
+        part = list(rows[start : start + batch])
+        place = device.feed(torch.tensor(part + [part[-1]] * (batch - len(part))))
+        one, other = image.index_select(0, place), clean.index_select(0, place)
+        flat = one.flatten(1)
+        inside = (distance(one, other, norm) <= limit) & (flat.amin(dim=1) >= 0.0) & (flat.amax(dim=1) <= 1.0)
+        device.cut()
+        found.append(inside.cpu()[: len(part)])
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 
 def verdict_of(logits: Tensor, label: Tensor) -> Verdict:

@@ -7,6 +7,7 @@ import shlex
 import sqlite3
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "TRAIN.md", "TEST.md", "CONTRIBUTING.md", "docs/recipes.md")
 FLAGS = {
     "launch_gpu.py": {"--cpu": False, "--num-processes": 1},
-    "launch_xla.py": {"--num-devices": 1, "--compile-cache": ""},
+    "launch_xla.py": {"--num-devices": 1, "--num-hosts": 1, "--compile-cache": ""},
 }
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 PROGRAMS = {"python", "tensorboard", "torchrun", "accelerate", "make", ".venv/bin/python"}
@@ -92,6 +93,7 @@ def test_a_documented_command_is_accepted(
 
 def test_every_verb_and_action_has_a_documented_command() -> None:
     used = {word for words in LAUNCHED for word in words}
+    used |= {" ".join(pair) for words in LAUNCHED for pair in pairwise(words)}  # such as attack merge
     assert set(MODULES) <= used
     assert {"make", "verify", "info", "digits", "export", *LISTED} <= used
 
@@ -201,7 +203,7 @@ def test_a_documented_query_runs(query: str) -> None:
         db.execute(statement)
     db.execute("INSERT INTO evaluation VALUES ('e', '{\"name\": \"pgd20_linf16\"}')")
     for component, correct, broken_by in (("clean", 1, None), ("pgd20_linf16", 0, "pgd20_linf16")):
-        row = ("e", "7/1", component, 0, 7, 7, correct, 1, 0.5, broken_by, None, None)
+        row = ("e", "7/1", component, 0, 7, 7, correct, 1, 0.5, broken_by, None, None, 0.9, 0.1, 0.02)
         db.execute(f"INSERT INTO verdict VALUES ({','.join('?' * len(row))})", row)
     assert len(db.execute(query).fetchall()) == 1
     db.close()

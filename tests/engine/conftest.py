@@ -1,9 +1,23 @@
-"""A data set small enough for runs that are started many times."""
+"""A data set small enough for runs that are started many times, and what is attacked in the tests of AutoAttack."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from bits.environment import open_environment
+from data.index import load_index
+from data.loader import eval_loader
+from data.transform import EvalTransform
+from engine.cli import Launch, main
+from engine.eval_fields import AutoAttackEval
+from engine.evaluate import Evaluator
+from engine.verdict import weights_hash
+from robust import versions
+from tests.engine.autoattack_cases import EPS, LANES, NUM, SIZE, NearestMean, short
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +32,78 @@ def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(image, folder / "images" / str(label))
     make(folder / "images", folder / "train", split="train", samples_per_shard=30)
     return folder / "train"
+
+
+@pytest.fixture(scope="session")
+def images(digits: Path) -> tuple[Tensor, Tensor]:
+    """All of digits/val: float32 (359,3,16,16) in [0,1], and labels."""
+    (batch,) = eval_loader(
+        load_index(digits / "val"),
+        keys=None,
+        global_batch=359,
+        rank=0,
+        world_size=1,
+        image_size=SIZE,
+        resize=EvalTransform(mode="squash"),
+        num_workers=0,
+        seed=0,
+    )
+    return batch.image.float() / 255, batch.label
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch) -> AutoAttackEval:
+    monkeypatch.setitem(versions.VERSIONS, "short", short)  # type: ignore[arg-type]
+    return AutoAttackEval(
+        attack="autoattack", norm="linf", eps=EPS, version="short", num_images=NUM, batch_size=LANES
+    )
+
+
+@pytest.fixture
+def evaluator(digits: Path, images: tuple[Tensor, Tensor], tmp_path: Path) -> Evaluator:
+    image, label = images
+    model = NearestMean(torch.stack([image[label == c].mean(0) for c in range(10)]))
+    return Evaluator(
+        env=open_environment("cpu"),
+        model=model,
+        weights_sha256=weights_hash(model.state_dict()),
+        index=load_index(digits / "val"),
+        transform=EvalTransform(mode="squash"),
+        suite="clean",
+        weights="raw",
+        image_size=SIZE,
+        batch_size=50,
+        num_workers=0,
+        seed=7,
+        ledger=tmp_path / "run/ledger",
+        recipe="0" * 16,
+    )
+
+
+@pytest.fixture(scope="session")
+def made(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 updates on 70 digits, which are also what it is judged on."""
+    root = tmp_path_factory.mktemp("autoattack")
+    tree = {
+        "data": {
+            "train": str(few_digits),
+            "val": str(few_digits),
+            "image_size": SIZE,
+            "num_workers": 0,
+            "flip": 0.0,
+            "scale": [0.8, 1.0],
+        },
+        "model": {"name": "small_cnn", "norm_stats": "ghost:14", "mean": [0.5] * 3, "std": [0.5] * 3},
+        "optim": {"lr": 3e-3},
+        "run": {"epochs": 6, "batch_size": 14},
+    }
+    (root / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    assert (
+        main(
+            ["train", str(root / "recipe.yaml"), "--output", str(root / "run")],
+            Launch(backend="cpu"),
+            program="p",
+        )
+        == 0
+    )
+    return root / "run"

@@ -4,123 +4,44 @@ import json
 import re
 import sqlite3
 import subprocess
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from bits.environment import Environment, open_environment
-from data.index import load_index
-from data.loader import eval_loader
-from data.transform import EvalTransform
-from engine import autoattack, lane_state
-from engine.autoattack import block_size, run_autoattack
+from engine import lane_state
+from engine.autoattack import run_autoattack
 from engine.block_attack import stream_key
+from engine.blocks import block_size
 from engine.chosen import chosen
 from engine.cli import Launch as Where
 from engine.cli import main
 from engine.eval_fields import AutoAttackEval, SuiteEval
 from engine.evaluate import Evaluator
-from engine.ledger import LedgerWriter, Verdict, read_ledger
+from engine.ledger import LedgerWriter, read_ledger
 from engine.stop import Stopped
-from engine.verdict import weights_hash
-from robust import versions
-from robust.apgd import Apgd
 from robust.autoattack import autoattack as attack_by_hand
-from robust.fab import Fab
 from robust.square import Square
-from robust.versions import Part, Version
+from tests.engine.autoattack_cases import (
+    COMPONENTS,
+    EPS,
+    LANES,
+    NUM,
+    SIZE,
+    in_two,
+    num_calls,
+    replace_entry,
+    rows_of,
+)
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 CPU = Where(backend="cpu")
-SIZE, LANES, NUM = 16, 8, 24
-EPS = 20 / 255
-COMPONENTS = ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
-
-
-def short(norm: str, num_classes: int) -> Version:
-    """`standard` with budgets for a test."""
-    parts = (
-        Part(component=Apgd(loss="ce", iterations=4)),
-        Part(component=Apgd(loss="dlr-targeted", iterations=5), targets=2),
-        Part(component=Fab(iterations=3), targets=2),
-        Part(component=Square(queries=30)),
-    )
-    return Version(id="short", parts=parts)
-
-
-class NearestMean(nn.Module):
-    """Logits are minus the squared distances to the mean image of each class; counts what it is asked."""
-
-    def __init__(self, means: Tensor) -> None:
-        super().__init__()
-        self.means = nn.Parameter(means)
-        self.num_calls = 0
-
-    def forward(self, image: Tensor) -> Tensor:
-        self.num_calls += 1
-        return -(image[:, None] - self.means).square().sum(dim=(2, 3, 4)) / 10
-
-
-@pytest.fixture(scope="module")
-def images(digits: Path) -> tuple[Tensor, Tensor]:
-    """All of digits/val: float32 (359,3,16,16) in [0,1], and labels."""
-    (batch,) = eval_loader(
-        load_index(digits / "val"),
-        keys=None,
-        global_batch=359,
-        rank=0,
-        world_size=1,
-        image_size=SIZE,
-        resize=EvalTransform(mode="squash"),
-        num_workers=0,
-        seed=0,
-    )
-    return batch.image.float() / 255, batch.label
-
-
-@pytest.fixture
-def entry(monkeypatch: pytest.MonkeyPatch) -> AutoAttackEval:
-    monkeypatch.setitem(versions.VERSIONS, "short", short)  # type: ignore[arg-type]
-    return AutoAttackEval(
-        attack="autoattack", norm="linf", eps=EPS, version="short", num_images=NUM, batch_size=LANES
-    )
-
-
-@pytest.fixture
-def evaluator(digits: Path, images: tuple[Tensor, Tensor], tmp_path: Path) -> Evaluator:
-    image, label = images
-    model = NearestMean(torch.stack([image[label == c].mean(0) for c in range(10)]))
-    return Evaluator(
-        env=open_environment("cpu"),
-        model=model,
-        weights_sha256=weights_hash(model.state_dict()),
-        index=load_index(digits / "val"),
-        transform=EvalTransform(mode="squash"),
-        suite="clean",
-        weights="raw",
-        image_size=SIZE,
-        batch_size=50,
-        num_workers=0,
-        seed=7,
-        ledger=tmp_path / "run/ledger",
-        recipe="0" * 16,
-    )
-
-
-def rows_of(evaluator: Evaluator, result: dict[str, Any]) -> dict[tuple[str, str], Verdict]:
-    """By image and component; margins to five digits, for a verdict may be had in another batch."""
-    rows = read_ledger(evaluator.ledger).rows(result["evaluation"])
-    return {(row.key, row.component): row._replace(margin=float(f"{row.margin:.3g}")) for row in rows}
 
 
 def test_every_image_has_the_rows_it_should_and_no_other(
@@ -188,10 +109,6 @@ def test_it_is_the_attack_of_the_python_interface(
     assert torch.equal(stored, wanted.adversarial)
 
 
-def replace_entry(entry: AutoAttackEval, **changes: Any) -> AutoAttackEval:
-    return entry.model_copy(update=changes)
-
-
 # ---- interruptions
 
 
@@ -220,11 +137,6 @@ def test_stopped_again_and_again_it_ends_with_the_same_rows(
     assert num_calls(evaluator) == before, "a finished evaluation asks the model nothing"
 
 
-def num_calls(evaluator: Evaluator) -> int:
-    assert isinstance(evaluator.model, NearestMean)
-    return evaluator.model.num_calls
-
-
 @pytest.mark.parametrize("keeps_lanes", [True, False])
 def test_killed_at_a_write_it_ends_with_the_same_rows(
     keeps_lanes: bool,
@@ -236,8 +148,7 @@ def test_killed_at_a_write_it_ends_with_the_same_rows(
     entry = replace_entry(entry, save_images=True)
     whole = run_autoattack(evaluator, entry)
     broken = replace(evaluator, ledger=tmp_path / "broken/ledger")
-    monkeypatch.setattr(autoattack, "KEEP_LANES_S", 0.0 if keeps_lanes else 1e9)
-    monkeypatch.setattr(lane_state, "_MOST_SHARE", 1e9)
+    monkeypatch.setattr(lane_state, "MOST_SHARE", 1e9 if keeps_lanes else 1e-9)
     real = LedgerWriter.write
     for num_writes in range(2, 1000, 3):
         left = [num_writes]
@@ -290,52 +201,6 @@ def test_a_missing_row_is_noticed(evaluator: Evaluator, entry: AutoAttackEval) -
 
 
 # ---- several processes
-
-
-class Together:
-    """An environment of two processes, each a thread here."""
-
-    def __init__(self) -> None:
-        self.wall, self.said = threading.Barrier(2, timeout=60), [0, 0]
-
-    def env(self, rank: int) -> Environment:
-        alone = open_environment("cpu")
-        return SimpleNamespace(  # type: ignore[return-value]
-            rank=rank,
-            world_size=2,
-            num_devices=1,
-            feed=alone.feed,
-            cut=alone.cut,
-            barrier=self.wall.wait,
-            agree=lambda value: self.agree(rank, value),
-        )
-
-    def agree(self, rank: int, value: int) -> int:
-        self.said[rank] = value
-        self.wall.wait()
-        largest = max(self.said)
-        self.wall.wait()
-        return largest
-
-
-def in_two(evaluator: Evaluator, entry: AutoAttackEval, *stops: Callable[[], bool]) -> list[Any]:
-    """What the two processes return or raise."""
-    together, found = Together(), [None, None]
-
-    def work(rank: int) -> None:
-        stop = stops[rank] if stops else lambda: False
-        try:
-            own = replace(evaluator, env=together.env(rank), stop_asked=stop)
-            found[rank] = run_autoattack(own, entry)  # type: ignore[call-overload]
-        except Stopped as stopped:
-            found[rank] = stopped  # type: ignore[call-overload]
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def test_two_processes_find_what_one_finds(
@@ -407,28 +272,6 @@ def test_a_name_twice_is_refused(evaluator: Evaluator, tmp_path: Path) -> None:
 
 
 # ---- the command line
-
-
-@pytest.fixture(scope="module")
-def made(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 30 updates on 70 digits, which are also what it is judged on."""
-    root = tmp_path_factory.mktemp("autoattack")
-    tree = {
-        "data": {
-            "train": str(few_digits),
-            "val": str(few_digits),
-            "image_size": SIZE,
-            "num_workers": 0,
-            "flip": 0.0,
-            "scale": [0.8, 1.0],
-        },
-        "model": {"name": "small_cnn", "norm_stats": "ghost:14", "mean": [0.5] * 3, "std": [0.5] * 3},
-        "optim": {"lr": 3e-3},
-        "run": {"epochs": 6, "batch_size": 14},
-    }
-    (root / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    assert main(["train", str(root / "recipe.yaml"), "--output", str(root / "run")], CPU, program="p") == 0
-    return root / "run"
 
 
 @pytest.mark.slow

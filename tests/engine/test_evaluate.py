@@ -30,7 +30,6 @@ from engine.ledger import LedgerWriter, Verdict, read_ledger
 from engine.stop import Stopped
 from engine.training_attack import ATTACK_STREAM
 from engine.verdict import weights_hash
-from robust.noise import noise
 from robust.pgd import pgd
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]

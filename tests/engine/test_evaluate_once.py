@@ -99,7 +99,7 @@ def test_a_row_too_many_is_noticed(evaluator: Evaluator, entry: Entry) -> None:
     for name, position in [("foreign", outside), *((name, outside) for name in names), ("twice", keys[2])]:
         copy = (
             "INSERT INTO verdict SELECT evaluation, ?, component, ?, label, prediction, correct, top5, margin, "
-            "broken_by, step, queries FROM verdict WHERE position = ?"
+            "broken_by, step, queries, confidence, nll, brier FROM verdict WHERE position = ?"
         )
         change(evaluator, copy, name, position, keys[1])
         with pytest.raises(ValueError, match=f"has {len(keys) + 1} of {len(keys)} images for clean"):

@@ -98,7 +98,7 @@ def test_measured_numbers_fit_together(path: Path) -> None:
 )
 def test_a_small_batch_fits_norms_and_mixing(norm_stats: str, batch: int, wanted: int, path: Path) -> None:
     recipe = load_recipe(path, [f"model.norm_stats={norm_stats}", f"run.batch_size={batch}"])
-    assert trial._small_batch(recipe, open_environment("cpu"), batch) == wanted
+    assert trial.small_batch(recipe, open_environment("cpu"), batch) == wanted
 
 
 def test_a_large_batch_is_measured_by_a_small_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

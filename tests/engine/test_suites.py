@@ -27,7 +27,8 @@ from engine.log import read_log
 from engine.recipe import load_recipe
 from engine.sources import Access
 from engine.subject import find_weights
-from engine.suites import locate, open_eval_set
+from engine.suite_places import locate
+from engine.suites import open_eval_set
 from engine.verdict import weights_hash
 
 CPU = Launch(backend="cpu")
@@ -210,7 +211,7 @@ def test_a_prescribed_resize_replaces_the_recipes(world: Path, monkeypatch: pyte
     entry = recipe.evals[1]
     assert open_eval_set(recipe, entry, Access()).transform.mode == "squash"
     manifest = replace(own_suite("dark"), resize="crop", interpolation="bilinear")
-    monkeypatch.setattr(suites, "_manifest", lambda name: manifest)
+    monkeypatch.setattr(suites, "manifest_of", lambda name: manifest)
     transform = open_eval_set(recipe, entry, Access()).transform
     assert (transform.mode, transform.interpolation) == ("center", "bilinear")
 

@@ -1,4 +1,4 @@
-"""`shards make cue64` as a user calls it: seven folders, reused the second time; every mistake one line."""
+"""`shards make cue64` as a user calls it: nine folders, reused the second time; every mistake one line."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def call(*words: str) -> int:
     return main(["shards", "make", "cue64", *words], CPU, program="launch_gpu.py")
 
 
-def test_seven_folders_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nine_folders_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = tmp_path / "facts.json"
     assert call(str(tmp_path / "s"), *FEW) == 0
     assert capsys.readouterr().out.count("made ") == len(FOLDERS)

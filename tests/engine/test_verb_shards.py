@@ -19,7 +19,8 @@ from PIL import Image
 from data import journal, shards
 from data.adain import StyleTransfer
 from data.index import INDEX_FILE, load_index
-from data.suite import found_suites, list_suites
+from data.suite import list_suites
+from data.suite_folders import found_suites
 from engine.cli import Launch, main
 
 ROOT = Path(__file__).parents[2]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bits.xla import open_environment
 from robust.apgd import Apgd
+from robust.apgd_l1 import ApgdL1
 from robust.fab import Fab
 from robust.fab_untargeted import FabUntargeted
 from robust.lanes import Component
@@ -16,12 +17,13 @@ from robust.square_l2 import SquareL2
 from robust.stage import Device, Stage
 
 NUM, CLASSES, LANES = 32, 5, 8
-EPS = {"linf": 0.004, "l2": 0.04}
+EPS = {"linf": 0.004, "l2": 0.04, "l1": 0.3}
 
 COMPONENTS: dict[str, tuple[Component, str, int]] = {
     "apgd-ce linf": (Apgd(loss="ce", iterations=10), "linf", 0),
     "apgd-dlr l2, eot 2": (Apgd(loss="dlr", norm="l2", iterations=10, eot=2), "l2", 0),
     "apgd-t linf": (Apgd(loss="dlr-targeted", iterations=10), "linf", 2),
+    "apgd-pm l1": (ApgdL1(loss="probability-margin", iterations=25), "l1", 0),
     "fab-t linf": (Fab(iterations=6), "linf", 2),
     "fab-t l2": (Fab(norm="l2", iterations=6), "l2", 2),
     "fab linf": (FabUntargeted(num_classes=CLASSES, iterations=4, random_start=True, at_once=2), "linf", 0),

@@ -120,3 +120,33 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Apgd(iterations=0)
     with pytest.raises(ValueError, match="averages 0"):
         Apgd(eot=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_pixel_without_a_gradient_stays_and_the_others_move(model: nn.Module, norm: str) -> None:
+    lanes = lanes_of(model, 0.1)
+
+    def predict(image: Tensor) -> Tensor:
+        pixel = image[:, :, :1, :1]
+        return model(image) + 0.0 * (pixel - pixel.detach()).abs().sqrt().sum((1, 2, 3))[:, None]
+
+    attack = Apgd(norm=norm, iterations=3)  # type: ignore[arg-type]
+    state = attack.init(lanes)
+    first = state.image
+    for _ in range(3):
+        state = never_found(attack.step(predict, state))
+    assert torch.isfinite(state.image).all()
+    moved = (state.image - first).abs().amax(dim=(0, 1)) > 0
+    assert moved.flatten()[1:].all()
+
+
+def test_the_probability_margin_is_that_of_the_softmax() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], dtype=torch.float64)
+    label = torch.tensor([0, 2])
+    p = logits.softmax(1)
+    found = LOSSES["probability-margin"](logits, label, label)
+    assert torch.allclose(found, torch.stack((p[0, 1] - p[0, 0], p[1, 1] - p[1, 2])))
+    sure = torch.tensor([[40.0, 0.0, -1.0]], requires_grad=True)
+    LOSSES["probability-margin"](sure, label[:1], label[:1]).sum().backward()
+    assert sure.grad is not None
+    assert sure.grad[0, 1] > 0, "a gradient towards the rival where the model is sure"

@@ -1,9 +1,13 @@
 """AutoAttack on anybody's model: against the truth where it is known, and what it says of models that fool it."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import robust
 from robust.autoattack import autoattack
 from robust.versions import version_of
 
@@ -46,7 +50,7 @@ def problem(num: int = 24, num_classes: int = 10) -> tuple[Linear, Tensor, Tenso
 
 def test_standard_finds_the_exact_robust_images_of_a_linear_model() -> None:
     model, image, label = problem()
-    result = autoattack(model, image, label, eps=EPS, lanes=8)
+    result = autoattack(model, image, label, eps=EPS, lanes=24, chunk=100)
     truth = model.is_robust(image, label, EPS)
     assert result.robust.tolist() == truth.tolist()
     assert 0 < int(truth.sum()) < len(image) - 1
@@ -75,6 +79,10 @@ def test_few_classes_change_the_version_and_its_name() -> None:
         ({"version": "strong"}, "no version 'strong'"),
         ({"lanes": 0}, "0 lanes"),
         ({"keys": [1, 2]}, "2 keys for 24 images"),
+        ({"eps": 0.0}, "outside \\(0, 1\\]"),
+        ({"eps": -0.1}, "outside \\(0, 1\\]"),
+        ({"eps": float("nan")}, "outside \\(0, 1\\]"),
+        ({"autocast": partial(torch.autocast, "cpu")}, "version standard searches in float32"),
     ],
 )
 def test_settings_that_mean_nothing_are_one_line(change: dict[str, object], message: str) -> None:
@@ -96,3 +104,47 @@ def test_images_and_models_that_break_the_contract_are_one_line() -> None:
         autoattack(model.train(), image, label, eps=EPS)
     with pytest.raises(ValueError, match="not a tensor"):
         autoattack(lambda x: (model(x), 0), image, label, eps=EPS)  # type: ignore[arg-type, return-value]
+
+
+def test_a_label_that_is_no_class_is_seen_wherever_it_stands() -> None:
+    model, image, label = problem(num=80)
+    label[79] = 10
+    with pytest.raises(ValueError, match="to 10; the model has classes 0 to 9"):
+        autoattack(model, image, label, eps=EPS)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
+def test_every_attack_refuses_what_breaks_the_contract(name: str) -> None:
+    model, image, label = problem()
+    settings: dict[str, Any] = {"eps": EPS} | ({"step": 0.01, "steps": 1} if name == "pgd" else {})
+    function = getattr(robust, name)
+    for images, labels, changes, message in (
+        (image[:0], label[:0], {}, "selection"),
+        (image * 2.0, label, {}, "outside \\[0, 1\\]"),
+        (image, label - 11, {}, "labels span"),
+        (image, label, {"eps": 1.5}, "outside \\(0, 1\\]"),
+        (image, label, {"norm": "l3"}, "norm 'l3'"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            function(model, images, labels, **(settings | changes))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="not a tensor"):
+        function(lambda x: (model(x), 0), image, label, **settings)
+
+
+def test_fast_says_how_much_it_may_have_missed() -> None:
+    model, image, label = problem(num=100)
+    result = autoattack(model, image, label, eps=EPS, version="fast", lanes=128, chunk=200)
+    truth = model.is_robust(image, label, EPS)
+    assert result.version == "fast"
+    assert not bool((truth & ~result.robust).any())
+    (note,) = (note for note in result.notes if "survivors were drawn" in note)
+    assert f"of the {int(result.robust.sum())} survivors" in note
+    assert "broke 0: with 95 % confidence" in note
+
+
+def test_next_finds_the_exact_robust_images_of_a_linear_model() -> None:
+    model, image, label = problem()
+    result = autoattack(model, image, label, eps=EPS, version="next", lanes=24, chunk=100)
+    assert result.robust.tolist() == model.is_robust(image, label, EPS).tolist()
+    assert result.version == "next"

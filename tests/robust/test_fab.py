@@ -78,3 +78,23 @@ def test_a_radius_is_broken_if_and_only_if_the_nearest_point_lies_inside(model: 
         assert bool(inside.all())
         wrong = model(state.adversarial).argmax(1) != lanes.label
         assert wrong.tolist() == [broken] * NUM
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_pixel_without_a_gradient_stays_and_the_others_move(model: nn.Module, norm: str) -> None:
+    lanes = lanes_of(model, 1e-9)
+
+    def predict(image: Tensor) -> Tensor:
+        pixel = image[:, :, :1, :1]
+        lost = 0.0 * (pixel - pixel.detach()).abs().sqrt().sum((1, 2, 3))[:, None]
+        logits: Tensor = model(image) + lost * torch.arange(5)
+        return logits
+
+    attack = Fab(norm=norm, iterations=3)  # type: ignore[arg-type]
+    state = attack.init(lanes)
+    for _ in range(3):
+        state = attack.step(predict, state)
+    assert torch.isfinite(state.image).all()
+    moved = (state.image - lanes.clean).abs().amax(dim=(0, 1)).flatten() > 1e-12
+    assert not moved[0]
+    assert moved[1:].all()

@@ -16,6 +16,7 @@ NAMES = (
     "apgd-ce linf",
     "apgd-dlr l2, eot 2",
     "apgd-t linf",
+    "apgd-pm l1",
     "fab-t linf",
     "fab-t l2",
     "fab linf",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust import pgd
 from robust.pgd import PGD, cross_entropy
-from robust.threat import L2, THREATS
+from robust.threat import L2, THREATS, Linf
 
 EPS = 0.1
 
@@ -357,6 +357,42 @@ def test_a_blind_attack_is_flagged() -> None:
     result = pgd(saturated, image, label, eps=EPS, step=EPS, steps=1, random_start=False)
     assert result.flags["zero_gradient"].all()
     assert result.robust.all()
+
+
+def test_a_gradient_that_is_not_a_number_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, label, seed = linear_batch()
+    model = Linear2()
+    with torch.no_grad():
+        label = model(image).argmax(1)
+
+    def predict(x: Tensor) -> Tensor:
+        logits: Tensor = model(x)
+        return logits + 0.0 * (x - x.detach()).abs().sqrt().sum((1, 2, 3))[:, None]
+
+    class Broken(Linf):
+        """As where the sign of a NaN is a NaN."""
+
+        def step(self, image: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
+            return image + gradient
+
+    monkeypatch.setitem(THREATS, "linf", Broken())  # type: ignore[arg-type]
+    result = pgd(predict, image, label, eps=EPS, step=0.05, steps=3, seed=seed)
+    assert torch.equal(result.adversarial, image)
+    assert result.robust.all()
+    assert result.notes == ("6 images met a NaN in the gradient: not attacked",)
+
+
+def test_logits_that_are_not_numbers_are_no_answer() -> None:
+    image, _, seed = linear_batch()
+    clean = image.flatten(1).sum(1)
+
+    def predict(x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1)
+        logits = torch.stack((-total, total), 1)
+        return torch.where((total != clean)[:, None], torch.nan, logits)
+
+    result = pgd(predict, image, torch.ones(6, dtype=torch.int64), eps=EPS, step=0.05, steps=1, seed=seed)
+    assert not result.robust.any()
 
 
 def test_public_function_in_l2(trained: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:

@@ -1,31 +1,34 @@
 """AutoAttack's versions: what runs, for any number of classes and either norm, and what the id says of it."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
 
 from robust.apgd import Apgd
 from robust.autoattack import autoattack
+from robust.lanes import Norm
 from robust.square import Square
 from robust.square_l2 import SquareL2
-from robust.versions import version_of
+from robust.versions import Version, version_of
 
-IDS = {
-    2: ("standard-1-target-margin", "plus-1-target-margin", "rand-margin"),
-    3: ("standard-2-targets-margin", "plus-2-targets-margin", "rand"),
-    4: ("standard-3-targets", "plus-3-targets", "rand"),
-    9: ("standard-8-targets", "plus-8-targets", "rand"),
-    10: ("standard", "plus", "rand"),
-    1000: ("standard", "plus", "rand"),
+CHANGES = {  # of all but rand, which has no targets, and of rand
+    2: ("-1-target-margin", "-margin"),
+    3: ("-2-targets-margin", ""),
+    4: ("-3-targets", ""),
+    9: ("-8-targets", ""),
+    10: ("", ""),
+    1000: ("", ""),
 }
+NAMES = ("standard", "plus", "rand", "fast", "next")
 
 
-@pytest.mark.parametrize("num_classes", list(IDS))
+@pytest.mark.parametrize("num_classes", list(CHANGES))
 def test_an_id_says_what_was_changed(num_classes: int) -> None:
-    found = tuple(
-        version_of(name, norm="linf", num_classes=num_classes).id for name in ("standard", "plus", "rand")
-    )
-    assert found == IDS[num_classes]
+    for name in NAMES:
+        change = CHANGES[num_classes][name == "rand"]
+        assert version_of(name, norm="linf", num_classes=num_classes).id == name + change
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -56,6 +59,46 @@ def test_the_published_orders_and_budgets(norm: str) -> None:
             assert isinstance(part.component, SquareL2 if norm == "l2" else Square)
         else:
             assert part.component.norm == norm  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_our_own_versions_are_never_called_standard(norm: Norm) -> None:
+    fast = version_of("fast", norm=norm, num_classes=1000)
+    assert fast.is_low
+    found = [(p.name, p.targets, p.share, p.is_float32) for p in fast.parts]
+    assert found[:2] == [("apgd-ce", 0, 1.0, False), ("apgd-t", 9, 1.0, False)]
+    share = found[2][2]
+    assert found[2:] == [
+        ("apgd-ce-audit", 0, share, True),
+        ("apgd-t-audit", 9, share, True),
+        ("fab-t", 9, share, True),
+        ("square", 0, share, True),
+    ], "what standard runs, in float32"
+    assert share < 0.1
+    following = version_of("next", norm=norm, num_classes=1000)
+    assert not following.is_low
+    assert [(p.name, p.targets, p.candidates) for p in following.parts] == [
+        ("apgd-pm", 0, 0),
+        ("apgd-t", 9, 100),
+        ("square", 0, 0),
+    ]
+    assert version_of("next", norm=norm, num_classes=10).parts[1].candidates == 9
+    assert all(p.component.norm == norm for p in (*fast.parts, *following.parts))
+
+
+@pytest.mark.parametrize("name", ["fast", "next"])
+def test_they_cost_a_third_of_standard_by_count(name: str) -> None:
+    """Passes of a survivor of 1,000 classes, a backward one counts two; the nearest classes ask for 12 and 108."""
+
+    def units(version: Version) -> float:
+        return sum(
+            p.share * max(p.targets, p.restarts) * p.component.steps * (passes.forward + 2 * passes.backward)
+            for p in version.parts
+            for passes in [p.component.passes]
+        ) + (12 + 2 * 108 if version.id == "next" else 0)
+
+    standard, ours = (version_of(version, norm="linf", num_classes=1000) for version in ("standard", name))
+    assert units(ours) < (1 / 3 if name == "fast" else 0.4) * units(standard)
 
 
 class Linear(torch.nn.Module):
@@ -89,13 +132,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer queries and iterations: a linear model needs few."""
     import robust.versions as versions
 
-    monkeypatch.setattr(versions, "Square", lambda: Square(queries=60))
+    monkeypatch.setattr(versions, "Square", lambda **_: Square(queries=60))
     monkeypatch.setattr(versions, "EOT", 2)
     monkeypatch.setattr(versions, "RESTARTS", 2)
 
 
-@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
-@pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10])
+@pytest.mark.parametrize(
+    ("num_classes", "version"),
+    [*product((2, 3, 4, 9, 10), ("standard", "plus", "rand")), *product((2, 10), ("fast", "next"))],
+)
 def test_any_number_of_classes_gives_the_exact_answer(
     num_classes: int, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
