@@ -25,14 +25,13 @@ from engine.agreement import is_same_data
 from engine.chosen import Chosen, chosen
 from engine.eval_fields import AnyEval, AttackEval, SuiteEval
 from engine.eval_set import Change, EvalSet
+from engine.judging import Judging, attack_settings
 from engine.ledger import LedgerWriter, read_ledger
-from engine.rows import CLEAN, effort_of, rows_of
+from engine.rows import CLEAN, effort_of, rows_of_views
 from engine.stop import Stopped
 from engine.tally import contract_id, tally
-from engine.training_attack import ATTACK_STREAM, START_STREAM, build_pgd
-from engine.verdict import evaluation_id, judge
-from engine.view import PLAIN, Tables, View, judge_all, of_view
-from robust.noise import noise
+from engine.verdict import evaluation_id
+from engine.view import PLAIN, View
 
 PRECISION = "float32"
 
@@ -79,7 +78,7 @@ class Evaluator:
         """Judges what is not in the ledger yet and returns the result as plain values."""
         found, views = self.chosen(entry), self.views if isinstance(entry, SuiteEval) else (PLAIN,)
         keys = found.keys
-        described = [self.describe(found, _settings(entry), view=view) for view in views]
+        described = [self.describe(found, attack_settings(entry), view=view) for view in views]
         ids = [evaluation_id(**description) for description in described]
         components = (CLEAN,) if isinstance(entry, SuiteEval) else (CLEAN, entry.name)
         with LedgerWriter(self.ledger, self.env.rank) as writer:
@@ -149,6 +148,10 @@ class Evaluator:
         """Their positions."""
         return self.chosen(entry).keys
 
+    @property
+    def judging(self) -> Judging:
+        return Judging(env=self.env, model=self.model, views=self.views, change=self.change)
+
     def _left(self, keys: np.ndarray, identity: str, components: Sequence[str]) -> np.ndarray:
         book = read_ledger(self.ledger, identity)
         done = set(keys.tolist())
@@ -204,9 +207,9 @@ class Evaluator:
         # A handful, and a worker would start for longer. A bad image is black here, and has been named.
         for batch in self._loader(entry, keys, 0, lambda bad: None):
             fed = Batch(**self.env.feed(batch._asdict()))
-            seen = {"key": fed.key, "image": self._shown(fed)}
+            seen = {"key": fed.key, "image": self.judging.shown(fed)}
             if isinstance(entry, AttackEval):
-                seen["attacked"] = self._attack(entry, fed.image.float() / 255.0, fed)
+                seen["attacked"] = self.judging.attacked(entry, fed.image.float() / 255.0, fed)
             self.env.cut()
             self.env.later({n: self.env.gather(t) for n, t in seen.items()}, found.append)
         self.env.flush()
@@ -218,12 +221,13 @@ class Evaluator:
         self.model.eval()
         try:
             loader = self._loader(entry, keys, self.num_workers, partial(self.note, bad))
+            judging = self.judging
             tables = [self.env.feed(view.tables, split=False) if view.tables else {} for view in self.views]
             watch = self.env.watch(calls=1, warn=self.warn or (lambda text: None))
             for number, batch in enumerate(loader, start=1):
                 fed = Batch(**self.env.feed(batch._asdict()))
                 with watch.step(fed._asdict(), at=f"batch {number} of {entry.name}"):
-                    verdicts = self._judged(entry, fed, tables)
+                    verdicts = judging.verdicts(entry, fed, tables)
                 self.env.later(verdicts, partial(write, batch))
                 done = number * len(batch.key) * self.env.world_size
                 self.on_progress(min(done, len(keys)), len(keys))
@@ -232,52 +236,6 @@ class Evaluator:
                     raise Stopped
         finally:
             self.model.train(was_training)
-
-    def _judged(
-        self, entry: SuiteEval | AttackEval, batch: Batch, tables: Sequence[Tables]
-    ) -> dict[str, Tensor]:
-        image = batch.image.float() / 255.0
-        if isinstance(entry, AttackEval):
-            verdicts = self._verdicts(CLEAN, image, batch)
-            verdicts |= self._verdicts(entry.name, self._attack(entry, image, batch), batch)
-        else:
-            verdicts = self._viewed(
-                image if self.change is None else self.change(image, batch), batch, tables
-            )
-        self.env.cut()
-        return verdicts
-
-    @torch.no_grad()
-    def _viewed(self, image: Tensor, batch: Batch, tables: Sequence[Tables]) -> dict[str, Tensor]:
-        return judge_all(self.views, self.model(image), batch.label, batch.key, tables)
-
-    def _shown(self, batch: Batch) -> Tensor:
-        """uint8 [N,3,H,W]: what the model is given."""
-        if self.change is None:
-            return batch.image
-        return (self.change(batch.image.float() / 255.0, batch) * 255.0).round().to(torch.uint8)
-
-    @torch.no_grad()
-    def _verdicts(self, component: str, image: Tensor, batch: Batch) -> dict[str, Tensor]:
-        # No autocast: the prediction that counts is float32 whatever the training's precision was.
-        return {f"{component}/{n}": v for n, v in judge(self.model(image), batch.label)._asdict().items()}
-
-    def _attack(self, entry: AttackEval, image: Tensor, batch: Batch) -> Tensor:
-        pgd = build_pgd(
-            self.env,
-            norm=entry.norm,
-            steps=entry.steps,
-            step_size=entry.step_size,
-            random_start=entry.random_start,
-            restarts=entry.restarts,
-            best_iterate=entry.best_iterate,
-            clean_prob=entry.clean_prob,
-        )
-        seed = batch.seed ^ ATTACK_STREAM
-        eps = self.env.feed({"eps": torch.tensor(entry.eps)}, split=False)["eps"]
-        target = batch.label.clamp(min=0)  # padding slots have no label; their verdicts are not written
-        start_u = noise(seed ^ START_STREAM, (1,))[:, 0] if entry.clean_prob > 0.0 else None
-        return pgd(self.model, image, target, eps=eps, seed=seed, start_u=start_u)
 
     def _write(
         self,
@@ -291,23 +249,4 @@ class Evaluator:
     ) -> None:
         """One transaction for all rows of this process's batch."""
         own = {name: self.env.own(verdict) for name, verdict in verdicts.items()}
-        if f"{CLEAN}/prediction" in own:
-            writer.write(rows_of(self.index, ids[0], components, effort, bad, batch, own))
-            return
-        rows = []
-        for number, identity in enumerate(ids):
-            label, seen = of_view(number, own)
-            seen = {f"{CLEAN}/{name}": verdict for name, verdict in seen.items()}
-            rows += rows_of(self.index, identity, components, effort, bad, batch._replace(label=label), seen)
-        writer.write(rows)
-
-
-def _settings(entry: SuiteEval | AttackEval) -> Mapping[str, object] | None:
-    """The part of an evaluation's id that is about its attack."""
-    if not isinstance(entry, AttackEval):
-        return None
-    fields = ("attack", "norm", "eps", "step_size", "steps", "random_start", "restarts", "best_iterate")
-    settings = {name: getattr(entry, name) for name in fields}
-    if entry.preset != "none":
-        settings |= {"preset": entry.preset, "clean_prob": entry.clean_prob}
-    return settings
+        writer.write(rows_of_views(self.index, ids, components, effort, bad, batch, own))

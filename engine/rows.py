@@ -9,10 +9,31 @@ from data.index import DatasetIndex
 from engine.eval_fields import AttackEval, SuiteEval
 from engine.ledger import Verdict
 from engine.verdict import SCORES
+from engine.view import of_view
 
 CLEAN = "clean"
 UNREADABLE = -1  # in place of the class that is predicted, in rows of bad images
 Effort = tuple[int | None, int]
+
+
+def rows_of_views(
+    index: DatasetIndex,
+    ids: Sequence[str],
+    components: Sequence[str],
+    effort: Effort,
+    bad: set[int],
+    batch: Batch,
+    verdicts: dict[str, Tensor],
+) -> list[Verdict]:
+    """As `rows_of`; where `verdicts` are those of engine.view.judge_all, of each view under its id of `ids`."""
+    if f"{CLEAN}/prediction" in verdicts:
+        return rows_of(index, ids[0], components, effort, bad, batch, verdicts)
+    rows = []
+    for number, identity in enumerate(ids):
+        label, seen = of_view(number, verdicts)
+        seen = {f"{CLEAN}/{name}": verdict for name, verdict in seen.items()}
+        rows += rows_of(index, identity, components, effort, bad, batch._replace(label=label), seen)
+    return rows
 
 
 def rows_of(
