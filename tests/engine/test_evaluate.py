@@ -102,7 +102,14 @@ def alone(judged: Callable[..., dict[str, Verdict]]) -> dict[str, Verdict]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "workers", "layout"), [(1, 3, "four"), (2, 1, "four"), (3, 2, "one"), (3, 0, "four")]
+    ("ranks", "workers", "layout"),
+    [
+        (1, 3, "four"),
+        (2, 1, "one"),
+        (3, 0, "four"),
+        pytest.param(2, 1, "four", marks=pytest.mark.slow),
+        pytest.param(3, 2, "one", marks=pytest.mark.slow),
+    ],
 )
 def test_any_layout_gives_the_same_verdicts(
     ranks: int,

@@ -14,6 +14,7 @@ from data.bad import BadSample
 from data.index import load_index
 from engine import free, health_monitor, loop, verb_train
 from engine.adversarial_objectives import Mart, Trades, WithClean
+from engine.attack_pace import Count
 from engine.bad_images import BadImages
 from engine.cli import Launch, parse
 from engine.distillation import Distilled
@@ -138,6 +139,8 @@ def entries(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     bad.note([BadSample("torn", shard="train-000000.tar", key="7/1", position=3)])
     environment: Any = SimpleNamespace(world_size=1, agree=lambda value: value)
     bad.report(environment, RunLog(folder / "error/log.jsonl"), 1)
+    pace = Count(total=2, components=("clean", "apgd-ce"))
+    RunLog(folder / "error/log.jsonl").write("attack", name="aa_linf8", **pace.values())
     back = [
         e
         for e in read_log(folder / "back/log.jsonl")

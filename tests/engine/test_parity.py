@@ -62,7 +62,8 @@ class Bench:
         return results
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The CNN has all that the ViT has, and BatchNorm.
+@pytest.fixture(scope="module", params=["cnn", pytest.param("vit", marks=pytest.mark.slow)])
 def bench(
     request: pytest.FixtureRequest,
     digits: Path,

@@ -117,7 +117,7 @@ def test_the_warm_up_is_that_of_the_update(finished: Path) -> None:
 def test_an_evaluation_is_no_training_time(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(*arguments: Any) -> list[dict[str, Any]]:
+    def slow(*arguments: Any, **named: Any) -> list[dict[str, Any]]:
         time.sleep(1.0)
         return []
 
