@@ -169,7 +169,7 @@ def test_another_interpolation_gives_other_logits(images: Path, weights: Path) -
     assert min(float((first[name] - other[name]).abs().max()) for name in first) > 0.01
 
 
-@pytest.mark.parametrize(("kind", "resize", "crop_mode", "interpolation", "crop_pct"), [CASES[0]])
+@pytest.mark.parametrize(("kind", "resize", "crop_mode", "interpolation", "crop_pct"), CASES)
 def test_top1_is_timms(
     kind: str,
     resize: str,
