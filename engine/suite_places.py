@@ -63,7 +63,9 @@ def missing_suites(root: str | Path | None, found: Sequence[str]) -> list[str]:
 def _expand(names: Sequence[str], recipe: Recipe, place: str | None) -> list[str]:
     if ALL not in names:
         known = [suites_called(name) or (name,) for name in names]
-        return [name for called in known for name in called]  # one that is named twice is refused with the entries
+        return [
+            name for called in known for name in called
+        ]  # one that is named twice is refused with the entries
     if place is not None and is_url(place):
         raise ValueError(
             f"--suite all: {shown(place)} is a URL, whose folders cannot be listed; name the suites, comma-separated"
