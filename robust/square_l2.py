@@ -12,7 +12,7 @@ first and the last); where h // 5 tiles do not divide the image evenly, or it is
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +21,12 @@ from torch import Tensor
 from robust.gradient import Predict
 from robust.lanes import Lanes, Passes, alive, rows
 from robust.noise import noise
-from robust.square import HALVINGS, by_query, margin_of, signs, span
+from robust.square import HALVINGS, State, by_query, margin_of, signs, span
 from robust.stream import at_step
 
 TILES = 5  # along the height, at the start
 LEAST_SIDE = 3
 TINY = 1e-12
-
-
-class State(NamedTuple):
-    """Where the lanes stand; B is the first axis of everything."""
-
-    lanes: Lanes
-    step: Tensor  # int64 [B]
-    found: Tensor  # bool [B]
-    adversarial: Tensor  # (B,3,H,W) of the smallest margin so far; the start before the first look
-    margin: Tensor  # [B] there; infinite before the first look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
