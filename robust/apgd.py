@@ -23,7 +23,7 @@ from torch import Tensor
 
 from robust.attack_losses import LOSSES, AttackLoss, LossName
 from robust.gradient import Predict, gradient_and_logits
-from robust.lanes import Lanes, Passes, alive, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
 from robust.noise import noise
 from robust.sphere import SPHERES
 
@@ -136,18 +136,18 @@ class Apgd:
         works = alive(state, self.steps)
         is_wrong = works & misclassified(logits, state.lanes.label)
         state = state._replace(
-            adversarial=torch.where(rows(is_wrong, state.image), state.image, state.adversarial),
+            adversarial=choose(is_wrong, state.image, state.adversarial),
             found=state.found | is_wrong,
         )
         better = loss > state.best_loss
         state = state._replace(
-            best=torch.where(rows(better, state.image), state.image, state.best),
-            best_gradient=torch.where(rows(better, gradient), gradient, state.best_gradient),
+            best=choose(better, state.image, state.best),
+            best_gradient=choose(better, gradient, state.best_gradient),
             best_loss=torch.where(better, loss, state.best_loss),
         )
         state, halved = self._sized(state, loss)
-        from_image = torch.where(rows(halved, state.image), state.best, state.image)
-        gradient = torch.where(rows(halved, gradient), state.best_gradient, gradient)
+        from_image = choose(halved, state.best, state.image)
+        gradient = choose(halved, state.best_gradient, gradient)
         moved = self._moved(state, from_image, gradient)
         return state._replace(image=moved, previous=from_image, step=state.step + works.to(torch.int64))
 
@@ -162,7 +162,8 @@ class Apgd:
             another, logits = gradient_and_logits(predict, state.image, total)
             gradient = gradient + another
         value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
-        return torch.nan_to_num(gradient / self.eot, nan=0.0), logits, value
+        mean = gradient if self.eot == 1 else gradient / self.eot
+        return torch.nan_to_num(mean, nan=0.0), logits, value
 
     def _sized(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
         """The window with this iteration in it, and which lanes halve their step size."""
@@ -188,9 +189,9 @@ class Apgd:
         return state._replace(window=window, size=size), halved
 
     def _moved(self, state: State, image: Tensor, gradient: Tensor) -> Tensor:
-        sphere, lanes = SPHERES[self.norm], state.lanes
-        momentum = image - state.previous
-        step = sphere.project(sphere.ascend(image, gradient, state.size), lanes.clean, lanes.eps)
+        sphere = SPHERES[self.norm]
+        project = sphere.projection(state.lanes.clean, state.lanes.eps)
+        step = project(sphere.ascend(image, gradient, state.size))
         share = rows(torch.where(state.step == 0, 1.0, MOMENTUM).to(image.dtype), image)
-        mixed = image + (step - image) * share + momentum * (1.0 - share)
-        return sphere.project(mixed, lanes.clean, lanes.eps)
+        onward = torch.addcmul(image, step - image, share)
+        return project(torch.addcmul(onward, image - state.previous, 1.0 - share))

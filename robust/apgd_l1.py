@@ -18,7 +18,7 @@ from torch import Tensor
 from robust.apgd import NAMES
 from robust.attack_losses import LOSSES, AttackLoss, LossName
 from robust.gradient import Predict, gradient_and_logits
-from robust.lanes import Lanes, Passes, alive, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
 from robust.noise import noise
 from robust.threat import normal
 
@@ -106,15 +106,15 @@ class ApgdL1:
         is_wrong = works & misclassified(logits, state.lanes.label)
         better = loss > state.best_loss
         state = state._replace(
-            adversarial=torch.where(rows(is_wrong, state.image), state.image, state.adversarial),
+            adversarial=choose(is_wrong, state.image, state.adversarial),
             found=state.found | is_wrong,
-            best=torch.where(rows(better, state.image), state.image, state.best),
-            best_gradient=torch.where(rows(better, gradient), gradient, state.best_gradient),
+            best=choose(better, state.image, state.best),
+            best_gradient=choose(better, gradient, state.best_gradient),
             best_loss=torch.where(better, loss, state.best_loss),
         )
         state, goes_back = self._sized(state)
-        image = torch.where(rows(goes_back, state.image), state.best, state.image)
-        gradient = torch.where(rows(goes_back, gradient), state.best_gradient, gradient)
+        image = choose(goes_back, state.best, state.image)
+        gradient = choose(goes_back, state.best_gradient, gradient)
         return state._replace(image=_moved(state, image, gradient), step=state.step + works.to(torch.int64))
 
     def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust.gradient import Predict, gradient_and_logits
 from robust.hyperplane import way
-from robust.lanes import Lanes, Passes, alive, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
 
 Norm = Literal["linf", "l2"]
 LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number
@@ -74,14 +74,15 @@ class Fab:
         )
         with torch.no_grad():
             is_wrong = misclassified(predict(image), lanes.label)
-        is_hit = works & is_wrong & (length_of((image - lanes.clean).flatten(1), self.norm) <= lanes.eps)
-        back = lanes.clean + (image - lanes.clean) * self.beta
+        change = image - lanes.clean
+        is_hit = works & is_wrong & (length_of(change.flatten(1), self.norm) <= lanes.eps)
+        back = torch.add(lanes.clean, change, alpha=self.beta)
         return State(
             lanes=lanes,
             step=state.step + works.to(torch.int64),
             found=state.found | is_hit,
-            adversarial=torch.where(rows(is_hit, image), image, state.adversarial),
-            image=torch.where(rows(is_wrong, image), back, image),
+            adversarial=choose(is_hit, image, state.adversarial),
+            image=choose(is_wrong, back, image),
         )
 
     def _boundary(self, predict: Predict, state: State) -> tuple[Tensor, Tensor]:
@@ -111,13 +112,11 @@ def moved(
     # A pixel whose gradient is not a number stays where it is.
     flat, centre, normal = image.flatten(1), clean.flatten(1), torch.nan_to_num(gradient.flatten(1), nan=0.0)
     offset = (normal * flat).sum(dim=1) - gap
-    # Both projections in one pass over the coordinates.
-    ways = way(torch.cat((flat, centre)), torch.cat((normal, normal)), torch.cat((offset, offset)), norm=norm)
-    ours, theirs = length_of(ways, norm).clamp(min=LEAST_LENGTH).chunk(2)
+    from_image, from_clean = (way(point, normal, offset, norm=norm) for point in (flat, centre))
+    ours, theirs = (length_of(move, norm).clamp(min=LEAST_LENGTH) for move in (from_image, from_clean))
     share = (ours / (ours + theirs)).clamp(0.0, alpha_max)[:, None]
-    from_image, from_clean = ways.chunk(2)
-    mixed = (flat + eta * from_image) * (1.0 - share) + (centre + eta * from_clean) * share
-    return mixed.clamp(0.0, 1.0).view_as(image)
+    ends = torch.add(flat, from_image, alpha=eta), torch.add(centre, from_clean, alpha=eta)
+    return torch.lerp(*ends, share).clamp(0.0, 1.0).view_as(image)
 
 
 def length_of(change: Tensor, norm: Norm) -> Tensor:

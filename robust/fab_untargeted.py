@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robust.fab import Norm, length_of, moved
 from robust.gradient import Predict, logits_and_gradients
-from robust.lanes import Lanes, Passes, alive, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
 from robust.noise import noise
 from robust.sphere import SPHERES
 
@@ -109,17 +109,17 @@ class FabUntargeted:
         )
         with torch.no_grad():
             is_wrong = misclassified(predict(image), lanes.label)
-        is_near = length_of((image - lanes.clean).flatten(1), self.norm) <= lanes.eps
+        change = image - lanes.clean
+        is_near = length_of(change.flatten(1), self.norm) <= lanes.eps
         is_hit = works & is_last & is_wrong & is_near
-        back = lanes.clean + (image - lanes.clean) * self.beta
-        gone = torch.where(rows(is_wrong, image), back, image)
-        over = rows(is_last, image)
+        back = torch.add(lanes.clean, change, alpha=self.beta)
+        gone = choose(is_wrong, back, image)
         return State(
             lanes=lanes,
             step=state.step + works.to(torch.int64),
             found=state.found | is_hit,
-            adversarial=torch.where(rows(is_hit, image), image, state.adversarial),
-            image=torch.where(over, gone, state.image),
+            adversarial=choose(is_hit, image, state.adversarial),
+            image=choose(is_last, gone, state.image),
             nearest=Nearest(
                 distance=torch.where(is_last, torch.inf, nearest.distance),
                 gap=nearest.gap,
@@ -149,7 +149,7 @@ class FabUntargeted:
             nearest = Nearest(
                 distance=torch.where(is_nearer, distance, nearest.distance),
                 gap=torch.where(is_nearer, gap, nearest.gap),
-                gradient=torch.where(rows(is_nearer, gradient), gradient, nearest.gradient),
+                gradient=choose(is_nearer, gradient, nearest.gradient),
             )
         return nearest
 

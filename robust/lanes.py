@@ -93,7 +93,26 @@ def each(function: Callable[..., Tensor], *trees: Tree) -> Tree:
 
 def pick(condition: Tensor, new: Tree, old: Tree) -> Tree:
     """Row by row `new` where `condition` (bool [B]) holds, else `old`."""
-    return each(lambda a, b: torch.where(rows(condition, a), a, b), new, old)
+    return each(lambda a, b: choose(condition, a, b), new, old)
+
+
+def choose(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Row by row `new` (B,...) where `condition` (bool [B]) holds, else `old`."""
+    if old.device.type != "cpu":
+        return torch.where(rows(condition, old), new, old)
+    # `where` over an image costs four times a copy of it on the cpu, where a look at the rows is free.
+    picked = condition.nonzero()[:, 0]
+    if len(picked) in (0, len(old)):
+        return new if len(picked) else old
+    return old.index_copy(0, picked, new.index_select(0, picked))
+
+
+def overlay(weight: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` (B,3,H,W) where `weight` (0 or 1, of a shape that broadcasts) is 1, else `old`; both finite."""
+    if old.device.type != "cpu":
+        return torch.where(weight > 0.0, new, old)
+    # A fourth of the time of `where`; at weights 0 and 1 lerp gives back its ends to the bit (not so on XLA).
+    return torch.lerp(old, new, weight)
 
 
 def rows(value: Tensor, like: Tensor) -> Tensor:

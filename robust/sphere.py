@@ -4,7 +4,7 @@ The projections of robust/threat.py differ in rounding only; these follow the pu
 step-by-step comparison with it is part of the tests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -27,8 +27,8 @@ class Sphere(Protocol):
         """The step of length `size`, not projected."""
         ...
 
-    def project(self, image: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
-        """Into the ball, then into the box."""
+    def projection(self, clean: Tensor, eps: Tensor) -> Callable[[Tensor], Tensor]:
+        """What brings images (B,3,H,W) into the ball, then into the box."""
         ...
 
 
@@ -39,11 +39,12 @@ class LinfSphere:
         return (clean + rows(eps, clean) * (t / rows(scale, t))).clamp(0.0, 1.0)
 
     def ascend(self, image: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
-        return image + rows(size, image) * gradient.sign()
+        return torch.addcmul(image, gradient.sign(), rows(size, image))
 
-    def project(self, image: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    def projection(self, clean: Tensor, eps: Tensor) -> Callable[[Tensor], Tensor]:
         radius = rows(eps, clean)
-        return torch.minimum(torch.maximum(image, clean - radius), clean + radius).clamp(0.0, 1.0)
+        low, high = (clean - radius).clamp(min=0.0), (clean + radius).clamp(max=1.0)
+        return lambda image: torch.clamp(image, low, high)
 
 
 class L2Sphere:
@@ -54,11 +55,14 @@ class L2Sphere:
     def ascend(self, image: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
         return image + rows(size, image) * gradient / (_length(gradient) + TINY)
 
-    def project(self, image: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    def projection(self, clean: Tensor, eps: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda image: self._project(image, clean, eps)
+
+    def _project(self, image: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
         change = image - clean
         length = _length(change)
         reach = torch.minimum(rows(eps, clean), length)
-        return (clean + change / (length + TINY) * reach).clamp(0.0, 1.0)
+        return torch.addcmul(clean, change, reach / (length + TINY)).clamp(0.0, 1.0)
 
 
 SPHERES: Mapping[str, Sphere] = {"linf": LinfSphere(), "l2": L2Sphere()}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.gradient import Predict
-from robust.lanes import Lanes, Passes, alive, rows
+from robust.lanes import Lanes, Passes, alive, choose, rows
 from robust.noise import noise
 from robust.square import HALVINGS, State, by_query, margin_of, signs, span
 from robust.stream import at_step
@@ -77,7 +77,7 @@ class SquareL2:
             lanes=lanes,
             step=state.step + works.to(torch.int64),
             found=state.found | is_hit,
-            adversarial=torch.where(rows(better, candidate), candidate, state.adversarial),
+            adversarial=choose(better, candidate, state.adversarial),
             margin=torch.where(better, margin, state.margin),
         )
 
