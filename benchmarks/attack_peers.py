@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.attack_arm import MISSING, Arm, analytic, has_torchattacks, ours, theirs, useful
-from benchmarks.attack_models import MODELS, Entry, held_out, model_of
-from benchmarks.attack_peers_report import report
+from benchmarks.attack_models import MODELS, RADII, Entry, held_out, model_of
+from benchmarks.attack_peers_report import Row, report
 from benchmarks.record import rows_of_today, write_result
 from robust.lanes import Norm
 from robust.noise import noise
@@ -51,6 +51,7 @@ def compare(
         "model": entry.name,
         "seed": seed,
         "norm": norm,
+        "size": image.shape[-1],
         "eps": eps,
         "num_images": len(image),
         "lanes": lanes,
@@ -142,44 +143,52 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
     parser.add_argument("--lanes", type=int, default=64, help="of both: torchattacks' batch")
-    names = ",".join(entry.name for entry in MODELS)
-    parser.add_argument("--models", default=names, help="default: %(default)s")
+    parser.add_argument("--size", type=int, choices=sorted(RADII), default=16, help="of the images, pixels")
+    parser.add_argument("--models", help="default: all of that size")
     arguments = parser.parse_args()
     if not has_torchattacks():
         sys.exit(f"error: {MISSING}")
-    image, label = held_out(arguments.num_images)
-    chosen = [entry for entry in MODELS if entry.name in arguments.models.split(",")]
+    image, label = held_out(arguments.num_images, arguments.size)
+    known = {entry.name: entry for entry in MODELS if entry.size == arguments.size}
+    wanted = list(known) if arguments.models is None else arguments.models.split(",")
+    if unknown := set(wanted) - known.keys():
+        sys.exit(
+            f"error: no model of {arguments.size} px is called {', '.join(unknown)}; there are {', '.join(known)}"
+        )
+    chosen = [known[name] for name in wanted]
     name = f"{NAME}-{arguments.norm}"
     pgd = [compare_pgd(entry, model_of(entry), image, label) for entry in chosen]
-    size = {"norm": arguments.norm, "num_images": len(image), "lanes": arguments.lanes}
+    size = {
+        "norm": arguments.norm,
+        "num_images": len(image),
+        "lanes": arguments.lanes,
+        "size": arguments.size,
+    }
     rows = [row for row in rows_of_today(name) if size.items() <= row.items()]
     done = {(row["model"], row["seed"]) for row in rows}
-    for seed in range(arguments.seeds):
-        for entry in chosen:
-            if (entry.name, seed) in done:
-                continue
-            rows.append(
-                compare(
-                    entry,
-                    model_of(entry),
-                    image,
-                    label,
-                    seed=seed,
-                    norm=arguments.norm,
-                    lanes=arguments.lanes,
-                )
-            )
-            # After every row, for the whole takes hours.
-            path = write_result(
-                name,
-                title="AutoAttack and PGD beside torchattacks and foolbox",
-                text=report(rows, pgd),
-                data={"rows": rows, "pgd": pgd},
-            )
-            print(f"{entry.name} seed {seed} done", flush=True)
-    if not chosen or not rows:
-        sys.exit(f"error: no model is called {arguments.models}; there are {names}")
-    print(path.read_text() if len(rows) > len(done) else "\n".join(report(rows, pgd)))
+    todo = [
+        (seed, entry) for seed in range(arguments.seeds) for entry in chosen if (entry.name, seed) not in done
+    ]
+    path = keep(name, rows, pgd) if rows else None
+    for seed, entry in todo:
+        model = model_of(entry)
+        rows.append(
+            compare(entry, model, image, label, seed=seed, norm=arguments.norm, lanes=arguments.lanes)
+        )
+        path = keep(name, rows, pgd)  # after every row, for the whole takes hours
+        print(f"{entry.name} seed {seed} done", flush=True)
+    if path is not None:
+        print(path.read_text())
+
+
+def keep(name: str, rows: Sequence[Row], pgd: Sequence[Row]) -> Path:
+    """Writes what there is by now."""
+    return write_result(
+        name,
+        title="AutoAttack and PGD beside torchattacks and foolbox",
+        text=report(rows, pgd),
+        data={"rows": rows, "pgd": pgd},
+    )
 
 
 if __name__ == "__main__":

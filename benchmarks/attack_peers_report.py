@@ -54,8 +54,8 @@ def report(rows: Sequence[Row], pgd: Sequence[Row]) -> list[str]:
     cpu_ratio = mine / other
     return [
         f"`standard` and torchattacks 3.5.1 (APGD and APGDT steps=100, FAB steps=100 multi_targeted, Square "
-        f"n_queries=5000 resc_schedule=False), {rows[0]['norm']}, {rows[0]['num_images']} images, "
-        f"{rows[0]['lanes']} in a batch.",
+        f"n_queries=5000 resc_schedule=False), {rows[0]['norm']}, {rows[0]['num_images']} images of "
+        f"{rows[0]['size']} px, {rows[0]['lanes']} in a batch.",
         "",
         f"Pooled over {len({row['model'] for row in rows})} models and {len({row['seed'] for row in rows})} seeds, "
         f"{test.num_images} images: robust accuracy ours minus theirs {100 * test.difference:+.2f} +- "
