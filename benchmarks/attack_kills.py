@@ -31,7 +31,7 @@ from engine.ledger import Verdict, read_ledger
 RECIPE: Final = "recipes/quickstart/cnn_adv.yaml"
 LOOK_EVERY_S: Final = 0.02
 START_LIMIT_S: Final = 300.0
-LATER_S: Final = 1.0  # behind the row that a kill waits for, at most
+SPREAD: Final = 0.7  # of the run in peace: the kills are to come before its end
 RESULT_FIELDS: Final = ("top1", "top5", "num_images", "num_correct", "components", "clean", "version")
 
 
@@ -98,23 +98,21 @@ def in_peace(words: list[object], output: Path) -> float:
     return time.monotonic() - began
 
 
-def with_kills(words: list[object], output: Path, *, num_kills: int, num_rows: int) -> list[int]:
-    """Rows in the ledger at each kill. Kills are spread over the rows of the run, `num_rows` in all."""
+def with_kills(words: list[object], output: Path, *, num_kills: int, seconds: float) -> list[int]:
+    """Rows in the ledger at each kill. Kills come anywhere in a chunk, a verdict or a write, spread over most of the
+    `seconds` that the run took in peace."""
     rng, kills = random.Random(0), list[int]()
     while len(kills) < num_kills:
         process = launch(*words, "--output", output)
         until_it_writes(process, output)
-        wanted = len(rows(output)) + rng.randint(0, round(1.5 * num_rows / num_kills))
-        while process.poll() is None and len(rows(output)) < wanted:
-            time.sleep(10 * LOOK_EVERY_S)
-        time.sleep(rng.uniform(0.0, LATER_S))  # anywhere in a chunk, a verdict or a write
+        time.sleep(rng.uniform(0.0, 2.0 * SPREAD * seconds / num_kills))
         if process.poll() is not None:
             finish(process)
             return kills  # over before the last kills
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills.append(len(rows(output)))
-        print(f"killed {len(kills)} times, {kills[-1]} of {num_rows} rows", flush=True)
+        print(f"killed {len(kills)} times, {kills[-1]} rows", flush=True)
     finish(launch(*words, "--output", output))
     return kills
 
@@ -155,7 +153,7 @@ def main() -> int:
         shutil.rmtree(output, ignore_errors=True)
     seconds = in_peace(words, peace)
     wanted = rows(peace)
-    kills = with_kills(words, killed, num_kills=arguments.kills, num_rows=len(wanted))
+    kills = with_kills(words, killed, num_kills=arguments.kills, seconds=seconds)
     found = rows(killed)
     differing = [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]
     same_results = results(peace) == results(killed) and bool(results(peace))

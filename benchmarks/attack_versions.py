@@ -135,11 +135,11 @@ def main() -> None:
     parser.add_argument("--versions", default=",".join(ARMS), help="with standard; default: %(default)s")
     arguments = parser.parse_args()
     arms = arguments.versions.split(",")
-    image, label = held_out(arguments.num_images)
     rows = []
     for entry in MODELS:
         if entry.name not in arguments.models.split(","):
             continue
+        image, label = held_out(arguments.num_images, entry.size)
         for name in arms:
             rows.append(arm_of(name, entry, model_of(entry), image, label))
             print({key: value for key, value in rows[-1].items() if key != "robust"}, flush=True)

@@ -34,7 +34,6 @@ MOST_LOOKED_AT = 64  # images
 WORTH_A_PROBE = (
     10 * MOST_LOOKED_AT * (SEEDS * STEPS + MORE_STEPS)
 )  # gradients of a PGD evaluation: a tenth at most
-SPREAD = 0.02  # of the accuracies of three seeds on so few images: more is worth a word
 
 
 def first_look(evaluator: Evaluator, settings: AttackSettings) -> None:
@@ -130,22 +129,7 @@ def _kept(evaluator: Evaluator, found: Diagnosis, tried: Probe | None) -> dict[s
         f"right_after_{STEPS}_steps": tried.right[0],
         f"right_after_{MORE_STEPS}_steps": tried.right_after_more,
     }
-    return {"notes": [*found.notes, *_doubts(tried)], "flags": flags}
-
-
-def _doubts(tried: Probe) -> list[str]:
-    notes = []
-    if tried.more_is_weaker:
-        notes.append(
-            f"PGD with {MORE_STEPS} steps left {tried.right_after_more} of {tried.num_images} images right and with "
-            f"{STEPS} steps {tried.right[0]}: more steps are not stronger, so its gradients lead astray"
-        )
-    if tried.seed_spread > SPREAD:
-        notes.append(
-            f"PGD-{STEPS} by {len(tried.right)} seeds left {min(tried.right)} to {max(tried.right)} of "
-            f"{tried.num_images} images right: the start matters, and restarts would lower the number"
-        )
-    return notes
+    return {"notes": [*found.notes, *tried.notes], "flags": flags}
 
 
 def facts_of(ledger: Path, identity: str) -> dict[str, Any]:

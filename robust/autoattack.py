@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from robust.lanes import AnyNorm, Norm
 from robust.low_precision import Autocast, low_precision
 from robust.pgd import no_cut
 from robust.precision import exact_float32
+from robust.probe import probe
 from robust.result import AttackResult
 from robust.stage import Device
+from robust.stream import question_seed
 from robust.threat import THREATS, distance, slack, widest
 from robust.verdicts import judge
 from robust.versions import Version, version_of
@@ -74,6 +76,7 @@ def autoattack(
         device=device,
         cut=cut,
         autocast=autocast,
+        probes=True,
     )
 
 
@@ -93,8 +96,10 @@ def attack(
     device: torch.device | str | None,
     cut: Callable[[], None],
     autocast: Autocast = nullcontext,
+    probes: bool = False,
 ) -> AttackResult:
-    """`autoattack` with the components that `version` names for a model of so many classes."""
+    """`autoattack` with the components that `version` names for a model of so many classes; `probes` asks by short
+    attacks whether seeds and steps matter, which is little beside a long one."""
     _check(predict, image, label, lanes=lanes, block=block)
     keys = range(len(image)) if keys is None else keys
     if len(keys) != len(image):
@@ -127,11 +132,37 @@ def attack(
             )
             for start in range(0, len(image), block)
         ]
-        diagnosis = diagnose(predict, *looked)
+        symptoms = diagnose(predict, *looked).notes
+        if probes and norm in THREATS:
+            symptoms += _probed(predict, *looked, eps=radius, norm=norm, keys=keys, seed=seed, cut=cut)
     rows = [row._replace(image=(number, row.image)) for number, part in enumerate(found) for row in part.rows]
     audit = audit_of(chosen, rows, num_images=len(image))
-    notes = (*diagnosis.notes, *([] if audit is None else [str(audit)]))
+    notes = (*symptoms, *([] if audit is None else [str(audit)]))
     return _joined(found, image, chosen, notes, limit=radius + slack(norm, radius, image.shape[1:]))
+
+
+def _probed(
+    predict: Predict,
+    image: Tensor,
+    label: Tensor,
+    *,
+    eps: float,
+    norm: Any,
+    keys: Sequence[int],
+    seed: int,
+    cut: Callable[[], None],
+) -> tuple[str, ...]:
+    streams = [question_seed(seed, key, "probe", 0) for key in keys[: len(image)]]
+    found = probe(
+        predict,
+        image,
+        label,
+        eps=torch.tensor(eps, device=image.device),
+        norm=norm,
+        keys=torch.tensor(streams, device=image.device),
+        cut=cut,
+    )
+    return found.notes
 
 
 def _search(predict: Predict, version: Version, autocast: Autocast) -> Predict:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust.gradient import Predict, gradient_and_logits
 from robust.hyperplane import way
-from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified
 
 Norm = Literal["linf", "l2"]
 LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robust.fab import Norm, length_of, moved
 from robust.gradient import Predict, logits_and_gradients
-from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
+from robust.lanes import Lanes, Passes, alive, choose, misclassified
 from robust.noise import noise
 from robust.sphere import SPHERES
 

@@ -17,6 +17,7 @@ from robust.threat import THREATS
 
 STEPS, MORE_STEPS = 10, 50
 SEEDS = 3
+SPREAD = 0.02  # of the accuracies of three seeds on so few images: more is worth a word
 
 
 class Probe(NamedTuple):
@@ -36,6 +37,22 @@ class Probe(NamedTuple):
     def more_is_weaker(self) -> bool:
         """More steps left more images right, by more than one."""
         return self.right_after_more > self.right[0] + 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What this says against the gradients, in words."""
+        notes = []
+        if self.more_is_weaker:
+            notes.append(
+                f"PGD with {MORE_STEPS} steps left {self.right_after_more} of {self.num_images} images right and with "
+                f"{STEPS} steps {self.right[0]}: more steps are not stronger, so its gradients lead astray"
+            )
+        if self.seed_spread > SPREAD:
+            notes.append(
+                f"PGD-{STEPS} by {len(self.right)} seeds left {min(self.right)} to {max(self.right)} of "
+                f"{self.num_images} images right: the start matters, and restarts would lower the number"
+            )
+        return tuple(notes)
 
 
 def probe(

@@ -148,3 +148,25 @@ def test_next_finds_the_exact_robust_images_of_a_linear_model() -> None:
     result = autoattack(model, image, label, eps=EPS, version="next", lanes=24, chunk=100)
     assert result.robust.tolist() == model.is_robust(image, label, EPS).tolist()
     assert result.version == "next"
+
+
+class Blind(torch.autograd.Function):
+    """The image; its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: object, image: Tensor) -> Tensor:
+        return image.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+def test_a_short_attack_says_when_its_start_decides() -> None:
+    """Without a gradient PGD ends where it starts."""
+    model, image, label = problem()
+    settings: dict[str, Any] = {"eps": 0.2, "version": "next", "lanes": 24, "chunk": 200}
+    sound = autoattack(model, image, label, **settings)
+    blind = autoattack(lambda x: model(Blind.apply(x)), image, label, **settings)
+    assert not any("seeds left" in note for note in sound.notes)
+    assert any("PGD-10 by 3 seeds left" in note for note in blind.notes), blind.notes

@@ -28,6 +28,10 @@ def test_its_words() -> None:
     assert found.seed_spread == 3 / 50
     assert found.more_is_weaker
     assert not found._replace(right_after_more=21).more_is_weaker, "one image is no more than the start"
+    steps, seeds = found.notes
+    assert "50 steps left 22 of 50 images right and with 10 steps 20" in steps
+    assert "20 to 23 of 50" in seeds
+    assert found._replace(right=(20, 21, 21), right_after_more=20).notes == (), "one of 50 is 2 %"
 
 
 def test_an_attack_of_more_steps_that_is_weaker_is_seen() -> None:
