@@ -45,7 +45,8 @@ class LaneKeeper:
 
     def keep(self, stage: Stage, block: int) -> None:
         began = time.monotonic()
-        tensors = {name: t.cpu().contiguous() for name, t in _kept(stage).items()}
+        # Copies: a step may leave one tensor in two places of the state, and a file of safetensors takes each once.
+        tensors = {name: _copied(t) for name, t in _kept(stage).items()}
         facts = self._facts(stage, block) | {"crc32": _checksum(tensors)}
         # A kill leaves what was written to the system to write; a power cut may tear it, which the checksum tells.
         temporary = self._path.with_suffix(f".{os.getpid()}.part")
@@ -81,6 +82,10 @@ class LaneKeeper:
             "lanes": str(stage.num_lanes),
             "images": str(len(stage.keys)),
         }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _kept(stage: Stage) -> dict[str, Tensor]:

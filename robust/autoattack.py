@@ -5,24 +5,23 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robust import remarks
 from robust.block import BlockAttack
 from robust.bounds import Row, audit_of
 from robust.checks import check_image, check_labels, check_norm, checked_eps, checked_logits
-from robust.diagnosis import SQUARE_GAIN, SURE, diagnose
+from robust.diagnosis import diagnose
 from robust.gradient import Predict
 from robust.lanes import AnyNorm, Norm
 from robust.low_precision import Autocast, low_precision
 from robust.pgd import no_cut
 from robust.precision import exact_float32
-from robust.probe import probe
 from robust.result import AttackResult
 from robust.stage import Device
-from robust.stream import question_seed
 from robust.threat import THREATS, distance, slack, widest
 from robust.verdicts import judge
 from robust.versions import Version, version_of
@@ -133,36 +132,14 @@ def attack(
             for start in range(0, len(image), block)
         ]
         symptoms = diagnose(predict, *looked).notes
-        if probes and norm in THREATS:
-            symptoms += _probed(predict, *looked, eps=radius, norm=norm, keys=keys, seed=seed, cut=cut)
+        if probes and norm != "l1":  # no PGD in l1
+            symptoms += remarks.of_short_attacks(
+                predict, *looked, eps=radius, norm=norm, keys=keys, seed=seed, cut=cut
+            )
     rows = [row._replace(image=(number, row.image)) for number, part in enumerate(found) for row in part.rows]
     audit = audit_of(chosen, rows, num_images=len(image))
     notes = (*symptoms, *([] if audit is None else [str(audit)]))
     return _joined(found, image, chosen, notes, limit=radius + slack(norm, radius, image.shape[1:]))
-
-
-def _probed(
-    predict: Predict,
-    image: Tensor,
-    label: Tensor,
-    *,
-    eps: float,
-    norm: Any,
-    keys: Sequence[int],
-    seed: int,
-    cut: Callable[[], None],
-) -> tuple[str, ...]:
-    streams = [question_seed(seed, key, "probe", 0) for key in keys[: len(image)]]
-    found = probe(
-        predict,
-        image,
-        label,
-        eps=torch.tensor(eps, device=image.device),
-        norm=norm,
-        keys=torch.tensor(streams, device=image.device),
-        cut=cut,
-    )
-    return found.notes
 
 
 def _search(predict: Predict, version: Version, autocast: Autocast) -> Predict:
@@ -223,31 +200,9 @@ def _joined(
         robust=torch.tensor([name is None for name in broken_by], device=image.device),
         broken_by=broken_by,
         flags=flags,
-        notes=(*notes, *_doubts(broken_by, flags, limit=limit)),
+        notes=(*notes, *remarks.of_answers(broken_by, flags, limit=limit)),
         version=version.id,
     )
-
-
-def _doubts(broken_by: Sequence[str | None], flags: dict[str, Tensor], *, limit: float) -> tuple[str, ...]:
-    """What the answers themselves say against the number."""
-    num, notes = len(broken_by), []
-    by_queries = sum(name == "square" for name in broken_by)
-    if by_queries > SQUARE_GAIN * num:
-        notes.append(
-            f"square, which sees no gradient, broke {by_queries} of {num} images that the attacks by gradients had "
-            "left: gradients are masked, and the true robust accuracy is lower"
-        )
-    if flipped := int(flags["flipped"].sum()):
-        notes.append(f"{flipped} verdicts changed with the batch that the image was judged in")
-    if nan := int(flags["margin"].isnan().sum()):
-        notes.append(f"{nan} images end in logits that are NaN; they count as wrong")
-    if close := int((flags["margin"].abs() < SURE).sum()):
-        notes.append(
-            f"{close} verdicts hang on a margin below {SURE:g}: another machine may see them otherwise"
-        )
-    if (worst := float(flags["distance"].max())) > limit:
-        notes.append(f"an image lies {worst:g} from its original, beyond eps: the attack is broken")
-    return tuple(notes)
 
 
 def _check(predict: Predict, image: Tensor, label: Tensor, *, lanes: int, block: int) -> None:
