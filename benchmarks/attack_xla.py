@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from benchmarks.record import markdown_table, write_result
 from benchmarks.xla_step import Arm
 from bits.environment import Environment, open_environment
 from robust.block import BlockAttack
-from robust.lanes import Component, Lanes
+from robust.lanes import Lanes
 from robust.stage import Device
 from robust.versions import Part, version_of
 
@@ -59,7 +60,7 @@ class Worker:
         self.env: Environment = open_environment(backend)  # type: ignore[arg-type]
         self.entries = {entry.name: entry for entry in MODELS}
         self.state: Any = None
-        self.component: Component | None = None
+        self.step: Any = None
 
     def model(self, name: str) -> nn.Module:
         return self.env.place(model_of(self.entries[name]))
@@ -69,21 +70,21 @@ class Worker:
 
     def prepare(self, model: str, number: int, queries: int) -> dict[str, Any]:
         """A component on a full batch of lanes, at a radius at which nothing breaks."""
-        self.predict = self.model(model)
-        self.component = parts(queries)[number].component
+        component = parts(queries)[number].component
+        self.step = self.env.repeated(partial(component.step, self.model(model)))
         image, label = held_out(STEP_LANES)
         eps, seed = torch.full((STEP_LANES,), 1e-7), torch.arange(STEP_LANES)
         lanes = Lanes(image, label, (label + 1) % 10, eps, seed)
-        self.state = self.component.init(Lanes(*(self.feed(tensor) for tensor in lanes)))
+        self.state = component.init(Lanes(*(self.feed(tensor) for tensor in lanes)))
         self.env.cut()
         return {}
 
     def chunk(self) -> dict[str, Any]:
-        assert self.component is not None, "a chunk before its component"
+        """Read at its end, as a stage does: before that nobody knows whether the device is done."""
         for _ in range(CHUNK):
-            self.state = self.component.step(self.predict, self.state)
+            self.state = self.step(self.state)
             self.env.cut()
-        self.env.barrier()
+        self.state.step.cpu()
         return {}
 
     def block(self, model: str, first: int, num: int, queries: int) -> dict[str, Any]:
@@ -102,7 +103,12 @@ class Worker:
             seed=0,
             num_lanes=LANES,
             chunk=CHUNK,
-            device=Device(feed=self.feed, cut=self.env.cut, compiles=self.env.compiles),
+            device=Device(
+                feed=self.feed,
+                cut=self.env.cut,
+                repeated=self.env.repeated,
+                compiles=self.env.compiles,
+            ),
             on_chunk=chunks.append,
         )
         num_outcomes = sum(1 for _ in attack.run())
@@ -159,7 +165,7 @@ def _step(arms: dict[str, OtherArm], model: str, number: int, queries: int, repe
         "graphs": sum(chunk["compiles"] for chunk in warm["xla"]),
         "later_compiles": sum(pair["xla"]["compiles"] for pair in pairs),
         "fallbacks": sum(pair["xla"]["fallbacks"] for pair in pairs),
-        "host_reads": sum(pair["xla"]["host_reads"] for pair in pairs),
+        "host_reads": sum(pair["xla"]["host_reads"] - 1 for pair in pairs),
         **{f"{b}_cpu_s": statistics.median(pair[b]["cpu_s"] for pair in pairs) / CHUNK for b in ARMS},
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
@@ -214,7 +220,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"{STEP_LANES} lanes, chunks of {CHUNK} steps, {rows[0]['queries']} queries, one core for both. Steps in turn; "
-        f"reads, fallbacks and later compiles are those inside the measured chunks. Goals: 0 of each, ratio <= {GOAL}.",
+        f"reads, fallbacks and later compiles are those inside the measured chunks, but for the one read at the end of "
+        f"each. Goals: 0 of each, ratio <= {GOAL}.",
         "",
         *markdown_table(header, cells),
         "",

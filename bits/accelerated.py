@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.utils.checkpoint import checkpoint
 
-from bits.environment import Clip, Precision, ReduceDtype, StepWatch, Unwatched
+from bits.environment import Clip, Precision, ReduceDtype, Step, StepWatch, Unwatched
 from bits.later import LaterQueue, copies
 from bits.pinned import PinnedFeed, page_lock
 from bits.processor import peak_resident
@@ -221,6 +221,9 @@ class AcceleratedEnvironment:
 
     def cut(self) -> None:
         """Nothing to end: operations run at once."""
+
+    def repeated(self, step: Step) -> Step:
+        return step
 
     def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
         return Unwatched()

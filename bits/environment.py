@@ -9,7 +9,7 @@ tests/bits/test_conformance.py.
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ Precision = Literal["float32", "bf16", "fp16"]
 ReduceDtype = Literal["float32", "bf16"]
 Clip = Callable[[nn.Module], None]
 """Changes gradients in place, on the device and without a host read."""
+Step = Callable[[Any], Any]
+"""A (nested) NamedTuple of tensors to one like it."""
 
 
 class StepWatch(Protocol):
@@ -103,6 +105,10 @@ class Environment(Protocol):
 
     def cut(self) -> None:
         """Ends the lazy graph (nothing to do where operations run at once)."""
+
+    def repeated(self, step: Step) -> Step:
+        """`step` for many calls, each followed by `cut`: the same values, on XLA without being traced at each call.
+        Weights and whatever else it reads may be taken as they are at its first call."""
 
     def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
         """A guard for one loop whose update takes `calls` calls of a step: after two updates a step that compiles,

@@ -24,7 +24,7 @@ import torch_xla.runtime as runtime
 from torch import Tensor, nn
 
 from bits.division import Division
-from bits.environment import Clip, Precision, ReduceDtype, StepWatch
+from bits.environment import Clip, Precision, ReduceDtype, Step, StepWatch
 from bits.hosts import Hosts
 from bits.later import LaterQueue, copies
 from bits.processes import is_worker
@@ -32,8 +32,9 @@ from bits.processor import peak_resident
 from bits.xla_generator import seed
 from bits.xla_gradients import install
 from bits.xla_mesh import MEET, enter, mesh_of
-from bits.xla_private import check_private
+from bits.xla_private import can_repeat, check_private
 from bits.xla_recompute import recompute
+from bits.xla_repeat import Repeated
 from bits.xla_watch import XlaWatch, sync
 
 
@@ -183,6 +184,10 @@ class XlaEnvironment:
 
     def cut(self) -> None:
         sync()
+
+    def repeated(self, step: Step) -> Step:
+        # Of several devices a graph that is run by its hash does not say how its results are divided.
+        return Repeated(step) if self._mesh is None and can_repeat() else step
 
     def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
         return XlaWatch(calls=calls, warn=warn)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch_xla import _XLAC
 
 from bits.division import Division
-from bits.environment import Precision, ReduceDtype, StepWatch, Unwatched
+from bits.environment import Precision, ReduceDtype, Step, StepWatch, Unwatched
 from bits.xla import XlaEnvironment, open_environment
 
 
@@ -58,6 +58,9 @@ class ExportEnvironment(XlaEnvironment):
             self._graphs.append(self._lower(results))
             self._forget(results)
             self._remember()
+
+    def repeated(self, step: Step) -> Step:
+        return step  # its graph is to be recorded
 
     def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
         return Unwatched()

@@ -13,6 +13,18 @@ NAMES = (
     "_xla_get_default_device",
     "_xla_get_tensor_id",
 )
+# A step that is traced once; where one is missing, it is traced at every call.
+REPEAT_NAMES = (
+    "_check_device_tensor_need_materialization",  # what a step leaves to be computed
+    "_check_tensor_need_materialization",
+    "_clear_pending_irs",
+    "_get_graph_hash",
+    "_get_tensors_xla_device_data_node",
+    "_run_cached_graph",
+    "_unique_id_for_ir_and_data",
+    "_xla_get_tensor_id",
+    "_xla_warm_up_cache",
+)
 
 
 def check_private(available: object = torch_xla._XLAC) -> None:
@@ -22,3 +34,8 @@ def check_private(available: object = torch_xla._XLAC) -> None:
             f"torch_xla {torch_xla.__version__} has no {missing[0]}, which a run needs; install the release that this "
             "toolkit is written for: `pip install -e .[xla]`"
         )
+
+
+def can_repeat(available: object = torch_xla._XLAC) -> bool:
+    """Whether this torch_xla runs a graph that was traced before."""
+    return all(hasattr(available, name) for name in REPEAT_NAMES)

@@ -106,7 +106,8 @@ class BlockJob:
 
     @property
     def device(self) -> Device:
-        return Device(feed=partial(_feed, self.env), cut=self.env.cut, compiles=self.env.compiles)
+        env = self.env
+        return Device(feed=partial(_feed, env), cut=env.cut, repeated=env.repeated, compiles=env.compiles)
 
     def _member(self, batch: Batch, slot: int) -> Member:
         position = int(batch.key[slot])

@@ -7,6 +7,7 @@ ends them. The host decides between chunks only: one transfer in where a lane is
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ from robust.lanes import Component, Lanes, each, pick
 from robust.stream import question_seed
 
 EMPTY = -1  # in place of an image's row
+
+
+Step = Callable[[Any], Any]
+"""A state of lanes to the next one."""
 
 
 class Slot(NamedTuple):
@@ -43,6 +48,7 @@ class Device:
 
     feed: Callable[[Tensor], Tensor]  # host to device, axis 0 are the lanes
     cut: Callable[[], None] = lambda: None  # ends a lazy graph
+    repeated: Callable[[Step], Step] = lambda step: step  # for many calls, in which weights stay as they are
     compiles: bool = False  # each new shape costs a graph, so there is to be but one
 
 
@@ -68,12 +74,14 @@ class Stage:
     pending: list[Answer] = field(init=False)  # claims that nobody has judged yet
     state: Any = field(init=False, default=None)
     steps_run: int = field(init=False, default=0)  # of the whole batch: what the model was asked for
+    _step: Step = field(init=False)
 
     def __post_init__(self) -> None:
         # One row more: empty lanes write there.
         self.adversarial = torch.cat((self.image, self.image[:1]))
         self.slots = [Slot(EMPTY, 0, 0)] * self.num_lanes
         self.pending = []
+        self._step = self.device.repeated(partial(self.component.step, self.predict))
 
     def run(self, tries: Mapping[int, Sequence[int]]) -> Iterator[Answer]:
         """Answers as they come; `tries` are the target classes of each row to be attacked, in order."""
@@ -132,7 +140,7 @@ class Stage:
         left = min(self.component.steps - slot.steps for slot in self.slots if slot.row != EMPTY)
         count = max(1, min(self.chunk, left))
         for _ in range(count):
-            self.state = self.component.step(self.predict, self.state)
+            self.state = self._step(self.state)
             self.device.cut()
         self.steps_run += count
         found, steps = torch.stack((self.state.found.to(torch.int64), self.state.step)).cpu().tolist()

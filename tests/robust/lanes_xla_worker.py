@@ -89,7 +89,11 @@ def main(names: list[str]) -> None:
     env = open_environment("xla", precision="float32", num_devices=1, deterministic=False)
     on_cpu, on_xla = small_net(), env.place(small_net())
     here = Device(feed=lambda tensor: tensor)
-    there = Device(feed=lambda tensor: env.feed({"t": tensor}, split=False)["t"], cut=env.cut)
+    there = Device(
+        feed=lambda tensor: env.feed({"t": tensor}, split=False)["t"], cut=env.cut, repeated=env.repeated
+    )
+    calls: list[int] = []
+    on_xla.register_forward_hook(lambda *_: calls.append(1))
     image = torch.rand(2 * NUM, 3, 10, 10, generator=torch.Generator().manual_seed(9))
     ranks = on_cpu(image).argsort(dim=1, descending=True)
     for name in names or COMPONENTS:
@@ -104,9 +108,10 @@ def main(names: list[str]) -> None:
             stage = stage_of(component, on_xla, *settings, there, chunk)
             env.cut()
             before = env.counters()
+            calls.clear()
             got, chunks = answers(stage, tries)
             made = {key: value - before[key] for key, value in env.counters().items()}
-            report[f"block {block}"] = made | {"chunks": chunks}
+            report[f"block {block}"] = made | {"chunks": chunks, "calls": len(calls)}
             report["found"] = int(report["found"]) + sum(wanted)  # type: ignore[call-overload]
             report["different"] = int(report["different"]) + sum(  # type: ignore[call-overload]
                 a != b for a, b in zip(wanted, got, strict=True)

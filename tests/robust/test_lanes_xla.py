@@ -24,6 +24,7 @@ NAMES = (
     "square l2",
 )
 MOST_GRAPHS = 4
+MOST_CALLS = 6  # of the model in Python: three traces of a step, which asks it at most twice
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,6 +57,7 @@ def test_a_component_needs_few_graphs_and_no_host(name: str, reports: dict[str, 
     for block in (first, second):
         assert block["fallbacks"] == 0
         assert block["host_reads"] == block["chunks"], "one read behind each chunk, none inside"
+        assert 0 < block["calls"] <= MOST_CALLS, "a step was traced at every call"
 
 
 @pytest.mark.parametrize("name", NAMES)
