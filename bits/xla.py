@@ -186,8 +186,9 @@ class XlaEnvironment:
         sync()
 
     def repeated(self, step: Step) -> Step:
-        # Of several devices a graph that is run by its hash does not say how its results are divided.
-        return Repeated(step) if self._mesh is None and can_repeat() else step
+        if self.world_size > 1 or not can_repeat():  # no host has the rows of all others' lanes
+            return step
+        return Repeated(step, feed=lambda tensor, split: self.feed({"x": tensor}, split=split)["x"])
 
     def watch(self, *, calls: int, warn: Callable[[str], None]) -> StepWatch:
         return XlaWatch(calls=calls, warn=warn)

@@ -20,6 +20,7 @@ REPEAT_NAMES = (
     "_clear_pending_irs",
     "_get_graph_hash",
     "_get_tensors_xla_device_data_node",
+    "_get_xla_sharding_specs",
     "_run_cached_graph",
     "_unique_id_for_ir_and_data",
     "_xla_get_tensor_id",

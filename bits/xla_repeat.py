@@ -13,7 +13,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch_xla
-import torch_xla.core.xla_model as xla_model
 import torch_xla.debug.metrics as metrics
 from torch import Tensor
 from torch_xla import _XLAC
@@ -22,7 +21,7 @@ from bits.xla_generator import standing
 from bits.xla_watch import sync, tally
 
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
-Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
+Layout = tuple[tuple[torch.Size, torch.dtype, str], ...]  # str: how it is divided over devices
 
 
 class Program(NamedTuple):
@@ -31,17 +30,6 @@ class Program(NamedTuple):
     graph: str  # its hash
     arguments: tuple[int | Tensor, ...]  # the place of a tensor in the state; or the tensor itself
     results: tuple[tuple[bool, int], ...]  # whether one is computed, and its place there; or in the state
-
-    def is_like(self, other: "Program") -> bool:
-        """The same graph of the same tensors."""
-        return (self.graph, self._sources, self.results) == (other.graph, other._sources, other.results)
-
-    @property
-    def _sources(self) -> list[int | str]:
-        return [
-            each if isinstance(each, int) else _XLAC._unique_id_for_ir_and_data(each)
-            for each in self.arguments
-        ]
 
     def run(self, state: Sequence[Tensor]) -> list[Tensor]:
         arguments = [state[each] if isinstance(each, int) else each for each in self.arguments]
@@ -53,44 +41,67 @@ class Repeated(Generic[Tree]):
     """`step`, a function of a (nested) NamedTuple of tensors to one like it. The first call with tensors of other
     shapes compiles, and takes the weights as they are then; a call's result is as after `cut`, or ready for it."""
 
-    def __init__(self, step: Callable[[Tree], Tree]) -> None:
-        self._step = step
-        self._programs: dict[Shapes, Program | None] = {}  # None: the step does more than a graph can
+    def __init__(self, step: Callable[[Tree], Tree], *, feed: Callable[[Tensor, bool], Tensor]) -> None:
+        """`feed` brings a tensor of the host to the device, divided over the devices or not."""
+        self._step, self._feed = step, feed
+        self._programs: dict[Layout, Program | None] = {}  # None: the step does more than a graph can
 
     def __call__(self, state: Tree) -> Tree:
         values = list(leaves(state))
-        shapes = tuple((value.shape, value.dtype) for value in values)
-        if shapes not in self._programs:
+        layout = _layout_of(values)
+        if layout not in self._programs:
             if _num_pending():
                 sync()  # so that what is pending behind the step is the step's
             before = _traces()
             made = self._step(state)
             if not _is_pure(made, before):
-                self._programs[shapes] = None
+                self._programs[layout] = None
                 return made
             del made
             _forget()
-            self._programs[shapes] = self._traced(state, shapes)
-        program = self._programs[shapes]
+            self._programs[layout] = self._traced(state, layout)
+        program = self._programs[layout]
         return self._step(state) if program is None else rebuilt(state, iter(program.run(values)))
 
-    def _traced(self, state: Tree, shapes: Shapes) -> Program | None:
-        """None where two traces are not alike: numbers of the step's own, which a graph would not follow."""
-        zeros = [torch.zeros(shape, dtype=dtype) for shape, dtype in shapes]
-        inputs = xla_model.send_cpu_data_to_device(zeros, torch_xla.device())
-        first = self._lowered(state, inputs, None)
-        return first and self._lowered(state, inputs, first)
-
-    def _lowered(self, state: Tree, inputs: Sequence[Tensor], like: Program | None) -> Program | None:
+    def _traced(self, state: Tree, layout: Layout) -> Program | None:
+        inputs = [
+            self._feed(torch.zeros(shape, dtype=dtype), spec.startswith("{devices="))
+            for shape, dtype, spec in layout
+        ]
         try:
-            return _lowered(inputs, list(leaves(self._step(rebuilt(state, iter(inputs))))), like)
+            first, again = (list(leaves(self._step(rebuilt(state, iter(inputs))))) for _ in range(2))
+            return _compiled(inputs, first, again)
         finally:
             _forget()
 
 
-def _lowered(inputs: Sequence[Tensor], outputs: Sequence[Tensor], like: Program | None) -> Program | None:
-    """The graph of `outputs`, compiled where it is to be `like` another. None where it is not, or where one of them is
-    neither computed nor an input."""
+def _layout_of(values: list[Tensor]) -> Layout:
+    specs = _XLAC._get_xla_sharding_specs(values)
+    return tuple((value.shape, value.dtype, spec) for value, spec in zip(values, specs, strict=True))
+
+
+def _compiled(inputs: Sequence[Tensor], first: Sequence[Tensor], again: Sequence[Tensor]) -> Program | None:
+    """The graph of `first`. None where a result is neither computed nor an input, or where what was traced `again` is
+    another graph or reads other numbers: some of the step's own, which a graph would not follow."""
+    (roots, results), (others, _) = _computed(inputs, first), _computed(inputs, again)
+    if not all(_XLAC._check_tensor_need_materialization(roots)):
+        return None
+    # First of both, each buffer once: under SPMD asking gives every argument another number.
+    numbers, held = _XLAC._get_tensors_xla_device_data_node([*roots, *others])
+    num_read = len(_XLAC._get_tensors_xla_device_data_node(roots)[0])
+    graph = _XLAC._get_graph_hash(roots)
+    if num_read != len(numbers) or graph != _XLAC._get_graph_hash(others):
+        return None
+    own = {_XLAC._xla_get_tensor_id(tensor): number for number, tensor in enumerate(inputs)}
+    _XLAC._xla_warm_up_cache(roots, [])
+    arguments = tuple(own.get(number, tensor) for number, tensor in zip(numbers, held, strict=True))
+    return Program(graph, arguments, results)
+
+
+def _computed(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> tuple[list[Tensor], tuple[tuple[bool, int], ...]]:
+    """What a graph has to compute, each result once, and where each output is to be found."""
     place = {_XLAC._unique_id_for_ir_and_data(tensor): number for number, tensor in enumerate(inputs)}
     assert len(place) == len(inputs), "two inputs of a graph are one"
     made: dict[str, tuple[int, Tensor]] = {}
@@ -100,19 +111,7 @@ def _lowered(inputs: Sequence[Tensor], outputs: Sequence[Tensor], like: Program 
         if value not in place:
             made.setdefault(value, (len(made), tensor))
         results.append((False, place[value]) if value in place else (True, made[value][0]))
-    roots = [tensor for _, tensor in made.values()]
-    if not all(_XLAC._check_tensor_need_materialization(roots)):
-        return None
-    own = {_XLAC._xla_get_tensor_id(tensor): number for number, tensor in enumerate(inputs)}
-    numbers, held = _XLAC._get_tensors_xla_device_data_node(roots)
-    arguments = tuple(own.get(number, tensor) for number, tensor in zip(numbers, held, strict=True))
-    program = Program(_XLAC._get_graph_hash(roots), arguments, tuple(results))
-    if like is None:
-        return program
-    if not program.is_like(like):
-        return None
-    _XLAC._xla_warm_up_cache(roots, [])
-    return program
+    return [tensor for _, tensor in made.values()], tuple(results)
 
 
 def _is_pure(made: tuple[Any, ...], before: tuple[object, ...]) -> bool:

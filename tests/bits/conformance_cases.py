@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bits.checkpoint import latest_checkpoint, save_checkpoint
 from bits.ema import Ema
-from bits.environment import Environment, open_environment
+from bits.environment import Environment, Step, open_environment
 from bits.meters import Meters
 from bits.state import TrainState
 from engine.clipping import clip_adaptively, clip_by_norm
@@ -462,6 +463,42 @@ def case_no_host_read_and_no_compile_in_steps(env: Environment, folder: Path) ->
     after = env.counters()
     for name in ("compiles", "host_reads", "fallbacks"):
         assert after[name] == before[name], f"{name}: {before[name]} -> {after[name]}"
+
+
+class Walk(NamedTuple):
+    point: Tensor
+    start: Tensor
+    length: Tensor
+
+
+def case_repeated_step_is_the_step(env: Environment, folder: Path) -> None:
+    """To the bit, from a second state as well, divided over the devices or not; and called few times on XLA."""
+    model = tiny(env)
+    calls: list[int] = []
+
+    def step(walk: Walk) -> Walk:
+        calls.append(1)
+        with torch.no_grad():
+            moved = model(walk.point).sum(dim=1).tanh()
+        point = walk.point + moved[:, None, None, None] * walk.start
+        return walk._replace(point=point, length=walk.length + moved.abs())
+
+    def walked(function: Step, start: Walk, steps: int) -> list[Tensor]:
+        for _ in range(steps):
+            start = function(start)
+            env.cut()
+        return [host(env, part) for part in start]
+
+    for split in (True, False):
+        repeated = env.repeated(step)
+        for seed in (1, 2):
+            image = fed(env, images(seed), split=split)
+            start = Walk(image, image, fed(env, torch.zeros(GLOBAL_BATCH), split=split))
+            env.cut()
+            wanted = walked(step, start, 8)
+            calls.clear()
+            assert all(torch.equal(*pair) for pair in zip(wanted, walked(repeated, start, 8), strict=True))
+            assert env.backend != "xla" or len(calls) <= 6, "traced at every call"
 
 
 def case_watched_steps_that_are_alike_are_not_spoken_of(env: Environment, folder: Path) -> None:

@@ -8,7 +8,7 @@ from robust.apgd import Apgd
 from robust.fab import Fab
 from robust.lanes import Component
 from robust.square import Square
-from robust.stage import Answer, Device, Stage
+from robust.stage import Answer, Device, Stage, Step
 from robust.stream import question_seed
 
 NUM, LANES = 21, 8
@@ -27,7 +27,13 @@ def images() -> Tensor:
 
 
 def stage_of(
-    model: nn.Module, component: Component, order: list[int], *, lanes: int = LANES, chunk: int = 5
+    model: nn.Module,
+    component: Component,
+    order: list[int],
+    *,
+    lanes: int = LANES,
+    chunk: int = 5,
+    device: Device = HERE,
 ) -> Stage:
     image = images()[torch.tensor(order)]
     return Stage(
@@ -40,7 +46,7 @@ def stage_of(
         seed=3,
         num_lanes=lanes,
         chunk=chunk,
-        device=HERE,
+        device=device,
     )
 
 
@@ -121,3 +127,20 @@ def test_streams_differ_by_image_component_and_try() -> None:
     }
     assert len(seeds) == 48
     assert all(-(1 << 63) <= seed < 1 << 63 for seed in seeds)
+
+
+def test_every_step_is_the_one_that_the_device_has_made_ready(model: nn.Module) -> None:
+    calls: list[int] = []
+
+    def repeated(step: Step) -> Step:
+        def counted(state: object) -> object:
+            calls.append(1)
+            return step(state)
+
+        return counted
+
+    stage = stage_of(
+        model, Square(queries=30), list(range(NUM)), device=Device(feed=HERE.feed, repeated=repeated)
+    )
+    answers_of(stage, targets=0)
+    assert len(calls) == stage.steps_run > 0
