@@ -156,7 +156,7 @@ def main() -> None:
             f"error: no model of {arguments.size} px is called {', '.join(unknown)}; there are {', '.join(known)}"
         )
     chosen = [known[name] for name in wanted]
-    name = f"{NAME}-{arguments.norm}"
+    name = f"{NAME}-{arguments.norm}-{arguments.size}px"
     pgd = [compare_pgd(entry, model_of(entry), image, label) for entry in chosen]
     size = {
         "norm": arguments.norm,

@@ -13,7 +13,7 @@ from engine.override import from_yaml
 
 PGD_STEPS = 20
 PRESET_EPS, PRESET_STEP = "4/255", 1 / 255
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 
 class Radius(NamedTuple):
@@ -113,7 +113,7 @@ def _radius(text: str, norm: str) -> Radius:
     """l2:0.5, or 0.5 in the norm of all."""
     own, colon, eps = text.partition(":")
     if colon and own not in NORMS:
-        raise ValueError(f"--eps has {text!r}, whose norm must be linf or l2, such as l2:0.5")
+        raise ValueError(f"--eps has {text!r}, whose norm must be linf, l2 or l1, such as l2:0.5")
     return Radius(own, eps) if colon else Radius(norm, text)
 
 

@@ -13,7 +13,7 @@ ACTIONS = ("merge", "verify")  # words behind `attack` in place of a model
 def add_attack_flags(parser: argparse.ArgumentParser) -> None:
     add_subject(parser)
     parser.add_argument("--attack", default="pgd", help="pgd (default) or autoattack (see `list attacks`)")
-    parser.add_argument("--norm", default="linf", help="linf (default) or l2")
+    parser.add_argument("--norm", default="linf", help="linf (default) or l2; autoattack: l1 too")
     parser.add_argument(
         "--eps",
         help="radius in pixel units and the norm, e.g. 4/255; several, comma-separated, give a result each; "

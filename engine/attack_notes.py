@@ -42,11 +42,13 @@ def first_look(evaluator: Evaluator, settings: AttackSettings) -> None:
     if path.exists():
         return
     images = Images.of(evaluator.index, settings.keys)
-    found, tried = look(evaluator, settings.keys, settings.entry.eps, settings.entry.norm)
+    entry = settings.entry
+    # No PGD in l1.
+    found, tried = look(evaluator, settings.keys, entry.eps, entry.norm, probes=entry.norm != "l1")
     facts = {
         "weights": evaluator.weights,
         "recipe": evaluator.recipe,
-        "version": settings.entry.version,
+        "version": entry.version,
         "num_classes": int(getattr(evaluator.model, "num_classes", len(evaluator.index.classes))),
         "num_images": images.num,
         "key_hash": images.key_hash,

@@ -125,7 +125,7 @@ class AutoAttackEval(EvalSection):
     """Several attacks in turn, each on what the ones before it have left."""
 
     attack: Literal["autoattack"]
-    norm: Literal["linf", "l2"]
+    norm: Literal["linf", "l2", "l1"]
     eps: PositiveRadius  # in this norm, pixel units
     version: Annotated[str, AfterValidator(_known_version)] = STANDARD
     until_ci: Annotated[float, Field(gt=0.0, lt=50.0)] | None = (

@@ -106,17 +106,20 @@ def _check_decoding(recipe: "Recipe") -> None:
 
 
 def _check_radii(recipe: "Recipe") -> None:
-    """An l2 ball wider than the set of all images forbids nothing: its radius is in another unit."""
+    """An l2 or l1 ball wider than the set of all images forbids nothing: its radius is in another unit."""
     attacks = {
         f"evals[{i}]": entry for i, entry in enumerate(recipe.evals) if not isinstance(entry, SuiteEval)
     }
-    widest = math.sqrt(3) * recipe.data.image_size
+    numbers = 3 * recipe.data.image_size**2
+    widest = {"l2": math.sqrt(numbers), "l1": float(numbers)}
     for where, attack in {"objective.attack": recipe.objective.attack, **attacks}.items():
-        for field in ("eps", "step_size") if attack and attack.norm == "l2" else ():
-            if (value := getattr(attack, field, 0.0)) > widest:
+        if attack is None or attack.norm == "linf":
+            continue
+        for field in ("eps", "step_size"):
+            if (value := getattr(attack, field, 0.0)) > (most := widest[attack.norm]):
                 raise ValueError(
                     f"{where}.{field} is {value:g}, but images of {recipe.data.image_size} px are at most "
-                    f"{widest:.4g} apart in l2; likely meant: {value:g}/255"
+                    f"{most:.4g} apart in {attack.norm}; likely meant: {value:g}/255"
                 )
 
 

@@ -34,10 +34,14 @@ def _fraction(value: object) -> object:
 def _radius(value: object, info: ValidationInfo) -> object:
     """A radius or step in pixel units; a linf one is in [0, 1], and a whole number the papers' 0..255 unit.
 
-    A Euclidean length above 1 is an ordinary one, so this needs the `norm` of the section, which stands before.
+    A length in l2 or l1 above 1 is an ordinary one, so this needs the `norm` of the section, which stands before.
     """
     number = _fraction(value)
-    if info.data.get("norm") == "l2" or isinstance(number, bool) or not isinstance(number, (int, float)):
+    if (
+        info.data.get("norm") in ("l2", "l1")
+        or isinstance(number, bool)
+        or not isinstance(number, (int, float))
+    ):
         return number
     if isinstance(value, str) and number > 1:
         raise ValueError(f"is {value!r}, but must be less than or equal to 1; images live in [0, 1]")

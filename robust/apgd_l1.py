@@ -5,8 +5,11 @@ the steps become 1.5 times sparser than the best point so far; while that point 
 large and the iterate goes back to it, else the step size shrinks. A pure step over lanes, as in robust/apgd.py: step 0
 looks at the start, and there is no momentum.
 
-Deviations: those of robust/apgd.py. Of the published runs the plain one; they can also begin in balls of 3 and 2 times
-the radius.
+With `large_first`, as in the published AutoAttack, three such runs follow one another, the first two in larger balls
+(robust/l1_runs.py): each starts where the one before it had its highest loss, projected on its own ball. Only what the
+last one finds counts.
+
+Deviations: those of robust/apgd.py; a change below 1e-7 is rounding and not a moved pixel.
 """
 
 from dataclasses import dataclass
@@ -18,16 +21,16 @@ from torch import Tensor
 from robust.apgd import NAMES
 from robust.attack_losses import LOSSES, AttackLoss, LossName
 from robust.gradient import Predict, gradient_and_logits
+from robust.l1_ball import projected
+from robust.l1_runs import Place, Run, place_of, runs_of
 from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
 from robust.noise import noise
 from robust.threat import normal
 
-WINDOW = 0.04  # share of the iterations
 START_SHARE = 0.2  # of the pixels that the first steps move
 SPARSER = 1.5  # than the best point
 STEADY = 0.95  # of the pixels of the last look: above it the step size shrinks
 LEAST_SIZE = 0.1  # of the radius
-HALVINGS = 40
 MOVED = 1e-7  # a smaller change is rounding
 TINY = 1e-10
 
@@ -50,11 +53,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApgdL1:
-    """`iterations` of ascent on `loss`, as `Apgd` takes it; `eot` gradients are averaged at each point."""
+    """`iterations` of ascent on `loss`, as `Apgd` takes it; `eot` gradients are averaged at each point. `large_first`:
+    in larger balls at first. `suffix` as for `Apgd`."""
 
     loss: LossName | AttackLoss = "ce"
     iterations: int = 100
     eot: int = 1
+    large_first: bool = False
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in LOSSES:
@@ -63,18 +69,28 @@ class ApgdL1:
             raise ValueError(
                 f"APGD of {self.iterations} iterations and {self.eot} gradients at a point; both are at least 1"
             )
+        if self.runs[-1].iterations < 1:
+            raise ValueError(
+                f"{self.iterations} iterations leave none for the radius itself behind those in larger balls; use 5 "
+                "or more, or large_first=False"
+            )
 
     @property
     def name(self) -> str:
-        return NAMES[self.loss] if isinstance(self.loss, str) else "apgd-custom"
+        name = NAMES[self.loss] if isinstance(self.loss, str) else "apgd-custom"
+        return name + self.suffix
 
     @property
     def norm(self) -> Literal["l1"]:
         return "l1"
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        return runs_of(self.iterations, large_first=self.large_first)
+
+    @property
     def steps(self) -> int:
-        return self.iterations + 1
+        return self.iterations + len(self.runs)
 
     @property
     def passes(self) -> Passes:
@@ -82,8 +98,9 @@ class ApgdL1:
 
     def init(self, lanes: Lanes) -> State:
         """Normal noise, projected; no pass of the model."""
+        radius = self.runs[0].radius * lanes.eps
         draw = normal(noise(lanes.seed, tuple(lanes.clean.shape[1:]))).to(lanes.clean.dtype)
-        start = (lanes.clean + projected(draw, lanes.clean, lanes.eps)).clamp(0.0, 1.0)
+        start = (lanes.clean + projected(draw, lanes.clean, radius)).clamp(0.0, 1.0)
         none = torch.zeros_like(lanes.seed)
         return State(
             lanes=lanes,
@@ -94,16 +111,26 @@ class ApgdL1:
             best=start.clone(),
             best_gradient=torch.zeros_like(start),
             best_loss=torch.full_like(lanes.eps, -torch.inf),
-            size=lanes.eps.clone(),
-            share=torch.full_like(lanes.eps, START_SHARE),
-            support=torch.full_like(lanes.eps, start[0].numel()),
+            size=radius,
+            **self._first_support(start, lanes),
         )
 
+    def _first_support(self, start: Tensor, lanes: Lanes) -> dict[str, Tensor]:
+        """`share` and `support` at the first start: those of a point that is known, or what noise is given."""
+        count = start[0].numel()
+        if self.large_first:
+            support = _moved_pixels(start, lanes.clean)
+            return {"share": support / count / SPARSER, "support": support}
+        return {
+            "share": torch.full_like(lanes.eps, START_SHARE),
+            "support": torch.full_like(lanes.eps, count),
+        }
+
     def step(self, predict: Predict, state: State) -> State:
-        """A look at the iterate, then the move to the next one."""
+        """A look at the iterate, then the move to the next one, or to the start of the next run."""
         gradient, logits, loss = self._look(predict, state)
-        works = alive(state, self.steps)
-        is_wrong = works & misclassified(logits, state.lanes.label)
+        place, works = place_of(self.runs, state.step, state.lanes.eps), alive(state, self.steps)
+        is_wrong = works & place.is_last & misclassified(logits, state.lanes.label)
         better = loss > state.best_loss
         state = state._replace(
             adversarial=choose(is_wrong, state.image, state.adversarial),
@@ -112,10 +139,15 @@ class ApgdL1:
             best_gradient=choose(better, gradient, state.best_gradient),
             best_loss=torch.where(better, loss, state.best_loss),
         )
-        state, goes_back = self._sized(state)
+        state, goes_back = self._sized(state, place)
         image = choose(goes_back, state.best, state.image)
         gradient = choose(goes_back, state.best_gradient, gradient)
-        return state._replace(image=_moved(state, image, gradient), step=state.step + works.to(torch.int64))
+        wanted = choose(place.is_end, state.best, _ascended(state, image, gradient))
+        clean = state.lanes.clean
+        image = (clean + projected(wanted - clean, clean, place.next_radius)).clamp(0.0, 1.0)
+        if self.large_first:
+            state = _restarted(state, image, place)
+        return state._replace(image=image, step=state.step + works.to(torch.int64))
 
     def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:
         lanes, loss = state.lanes, LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
@@ -130,16 +162,13 @@ class ApgdL1:
         value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
         return torch.nan_to_num(gradient / self.eot, nan=0.0), logits, value
 
-    def _sized(self, state: State) -> tuple[State, Tensor]:
+    def _sized(self, state: State, place: Place) -> tuple[State, Tensor]:
         """At the end of a window: new sparsity, new step size, and which lanes go back to their best point."""
-        window = max(int(WINDOW * self.iterations), 1)
-        is_due = (state.step > 0) & (state.step % window == 0)
-        change = (state.best - state.lanes.clean).abs().flatten(1)
-        moved = (change > MOVED).sum(dim=1).to(state.share.dtype)
+        is_due = (place.step > 0) & (place.step % place.window == 0)
+        moved = _moved_pixels(state.best, state.lanes.clean)
         goes_back = is_due & (moved < STEADY * state.support)
-        largest = state.lanes.eps
-        size = torch.where(goes_back, largest, state.size / SPARSER)
-        size = torch.minimum(torch.maximum(size, LEAST_SIZE * largest), largest)
+        size = torch.where(goes_back, place.radius, state.size / SPARSER)
+        size = torch.minimum(torch.maximum(size, LEAST_SIZE * place.radius), place.radius)
         state = state._replace(
             size=torch.where(is_due, size, state.size),
             share=torch.where(is_due, moved / state.image[0].numel() / SPARSER, state.share),
@@ -148,42 +177,29 @@ class ApgdL1:
         return state, goes_back
 
 
-def _moved(state: State, image: Tensor, gradient: Tensor) -> Tensor:
-    """A step of the state's size along the signs of the largest gradients, projected."""
-    clean, size = state.lanes.clean, rows(state.size, image)
+def _restarted(state: State, start: Tensor, place: Place) -> State:
+    """Where a run has ended: what the next one begins with, at its `start`."""
+    support = _moved_pixels(start, state.lanes.clean)
+    return state._replace(
+        best=choose(place.is_end, start, state.best),
+        best_loss=torch.where(place.is_end, -torch.inf, state.best_loss),
+        size=torch.where(place.is_end, place.next_radius, state.size),
+        share=torch.where(place.is_end, support / start[0].numel() / SPARSER, state.share),
+        support=torch.where(place.is_end, support, state.support),
+    )
+
+
+def _moved_pixels(image: Tensor, clean: Tensor) -> Tensor:
+    """How many numbers of each image differ from the clean one, [B] of the image's dtype."""
+    return ((image - clean).abs().flatten(1) > MOVED).sum(dim=1).to(image.dtype)
+
+
+def _ascended(state: State, image: Tensor, gradient: Tensor) -> Tensor:
+    """A step of the state's size along the signs of the largest gradients, not projected."""
     magnitude = gradient.abs().flatten(1)
     count = magnitude.shape[1]
     place = ((1.0 - state.share) * count).clamp(0.0, count - 1).to(torch.int64)
     least = magnitude.sort(dim=1).values.gather(1, place[:, None])[:, 0]
     sparse = torch.where(gradient.abs() >= rows(least, gradient), gradient.sign(), 0.0)
     taken = sparse.abs().flatten(1).sum(dim=1)
-    change = image + size * sparse / rows(taken + TINY, image) - clean
-    return (clean + projected(change, clean, state.lanes.eps)).clamp(0.0, 1.0)
-
-
-def projected(change: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
-    """The change nearest to `change` (B,3,H,W) of l1 length eps [B] or less that keeps clean + change in [0, 1].
-
-    Every pixel's change shrinks by one number, to 0 at most, and ends at its wall; that number is bisected, for the
-    length falls with it, and then interpolated: the length is piecewise linear.
-    """
-    wanted, sign = change.abs().flatten(1), change.sign().flatten(1)
-    flat = clean.flatten(1)
-    room = torch.where(sign > 0, 1.0 - flat, flat)
-
-    def lengths(shrink: Tensor) -> Tensor:
-        return _shrunk(wanted, room, shrink).sum(dim=1)
-
-    near, far = torch.zeros_like(eps), wanted.amax(dim=1)
-    for _ in range(HALVINGS):
-        middle = (near + far) / 2.0
-        is_long = lengths(middle) > eps
-        near, far = torch.where(is_long, middle, near), torch.where(is_long, far, middle)
-    long, short = lengths(near), lengths(far)
-    share = ((long - eps) / (long - short).clamp(min=TINY)).clamp(0.0, 1.0)
-    shrink = torch.where(lengths(torch.zeros_like(eps)) > eps, near + share * (far - near), 0.0)
-    return (sign * _shrunk(wanted, room, shrink)).view_as(change)
-
-
-def _shrunk(wanted: Tensor, room: Tensor, shrink: Tensor) -> Tensor:
-    return torch.minimum((wanted - shrink[:, None]).clamp(min=0.0), room)
+    return image + rows(state.size, image) * sparse / rows(taken + TINY, image)

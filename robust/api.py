@@ -25,13 +25,11 @@ from robust.checks import check_norm
 from robust.fab import Fab
 from robust.fab_untargeted import FabUntargeted
 from robust.gradient import Predict
-from robust.lanes import AnyNorm, Component, Norm
+from robust.lanes import Component, Norm
 from robust.pgd import no_cut
 from robust.result import AttackResult
-from robust.square import Square
-from robust.square_l2 import SquareL2
-from robust.threat import THREATS
-from robust.versions import NUM_TARGETS, Part, Version
+from robust.threat import NORMS
+from robust.versions import NUM_TARGETS, Part, Version, square_of
 
 
 class Running(TypedDict):
@@ -52,7 +50,7 @@ def apgd(
     label: Tensor,
     *,
     eps: float,
-    norm: AnyNorm = "linf",
+    norm: Norm = "linf",
     loss: LossName | AttackLoss = "ce",
     iterations: int = 100,
     restarts: int = 1,
@@ -62,9 +60,9 @@ def apgd(
 ) -> AttackResult:
     """Auto-PGD (robust/apgd.py; l1: robust/apgd_l1.py). A targeted loss is tried on the `targets` likeliest other
     classes, any other from `restarts` random starts. ValueError where the model has too few classes for the loss."""
+    check_norm(norm, NORMS)
     component: Component = ApgdL1(loss=loss, iterations=iterations, eot=eot)
     if norm != "l1":
-        check_norm(norm, (*THREATS, "l1"))
         component = Apgd(loss=loss, norm=norm, iterations=iterations, eot=eot)
     is_targeted = isinstance(loss, str) and loss.endswith("-targeted")
 
@@ -97,7 +95,7 @@ def fab(
 ) -> AttackResult:
     """FAB (robust/fab.py) on the `targets` likeliest other classes; with `targets` 0 towards the nearest of all
     boundaries (robust/fab_untargeted.py), the first of `restarts` tries from the clean image."""
-    check_norm(norm, THREATS)
+    check_norm(norm, NORMS)
 
     def version(num_classes: int) -> Version:
         if targets > 0:
@@ -126,10 +124,9 @@ def square(
     restarts: int = 1,
     **running: Unpack[Running],
 ) -> AttackResult:
-    """Square Attack (robust/square.py, robust/square_l2.py): asks for logits alone, so nothing needs a gradient."""
-    check_norm(norm, THREATS)
-    kind = SquareL2 if norm == "l2" else Square
-    component = kind(queries=queries, p_init=p_init, rescale=rescale)
+    """Square Attack (robust/square.py, square_l2.py, square_l1.py): asks for logits alone, so needs no gradient."""
+    check_norm(norm, NORMS)
+    component = square_of(norm, queries=queries, p_init=p_init, rescale=rescale)
     return attack(
         predict,
         image,

@@ -16,13 +16,13 @@ from robust.bounds import Row, audit_of
 from robust.checks import check_image, check_labels, check_norm, checked_eps, checked_logits
 from robust.diagnosis import diagnose
 from robust.gradient import Predict
-from robust.lanes import AnyNorm, Norm
+from robust.lanes import Norm
 from robust.low_precision import Autocast, low_precision
 from robust.pgd import no_cut
 from robust.precision import exact_float32
 from robust.result import AttackResult
 from robust.stage import Device
-from robust.threat import THREATS, distance, slack, widest
+from robust.threat import NORMS, distance, slack, widest
 from robust.verdicts import judge
 from robust.versions import Version, version_of
 
@@ -59,7 +59,7 @@ def autoattack(
 
     Raises ValueError, one line, for anything outside the contract. Source: Croce and Hein 2020, arXiv:2003.01690.
     """
-    check_norm(norm, THREATS)
+    check_norm(norm, NORMS)
     return attack(
         predict,
         image,
@@ -86,7 +86,7 @@ def attack(
     version: Callable[[int], Version],
     *,
     eps: float,
-    norm: AnyNorm,
+    norm: Norm,
     seed: int,
     keys: Sequence[int] | None,
     lanes: int,
@@ -159,7 +159,7 @@ class Found(NamedTuple):
     rows: list[Row]
 
 
-def _attacked(attack: BlockAttack, norm: AnyNorm) -> Found:
+def _attacked(attack: BlockAttack, norm: Norm) -> Found:
     flipped = torch.zeros(len(attack.keys), dtype=torch.bool)
     rows = []
     for outcome in attack.run():

@@ -53,9 +53,9 @@ ATTACKS = (
     ),
     AttackInfo(
         name="autoattack",
-        norms=("linf", "l2"),
+        norms=("linf", "l2", "l1"),
         parameters=(
-            Parameter("eps", None, "radius in the norm, pixel units: 4/255 (linf), 0.5 (l2)"),
+            Parameter("eps", None, "radius in the norm, pixel units: 4/255 (linf), 0.5 (l2), 12 (l1)"),
             Parameter(
                 "version",
                 "standard",

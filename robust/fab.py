@@ -8,16 +8,15 @@ code, but for the projection (robust/hyperplane.py), which solves the same probl
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust.gradient import Predict, gradient_and_logits
 from robust.hyperplane import way
-from robust.lanes import Lanes, Passes, alive, choose, misclassified
+from robust.lanes import Lanes, Norm, Passes, alive, choose, misclassified
 
-Norm = Literal["linf", "l2"]
 LEAST_LENGTH = 1e-8  # of a projection, so that the share below is a number
 
 
@@ -33,7 +32,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fab:
-    """`iterations` from the clean image towards the boundary with the target class. `norm` linf or l2."""
+    """`iterations` from the clean image towards the boundary with the target class."""
 
     norm: Norm = "linf"
     iterations: int = 100
@@ -121,4 +120,6 @@ def moved(
 
 def length_of(change: Tensor, norm: Norm) -> Tensor:
     """[B] of (B,D)."""
+    if norm == "l1":
+        return change.abs().sum(dim=1)
     return change.abs().amax(dim=1) if norm == "linf" else change.square().sum(dim=1).sqrt()

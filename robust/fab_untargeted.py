@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.fab import Norm, length_of, moved
+from robust.fab import length_of, moved
 from robust.gradient import Predict, logits_and_gradients
-from robust.lanes import Lanes, Passes, alive, choose, misclassified
+from robust.lanes import Lanes, Norm, Passes, alive, choose, misclassified
 from robust.noise import noise
-from robust.sphere import SPHERES
+from robust.sphere import STARTS
 
 TINY = 1e-12
 
@@ -90,7 +90,7 @@ class FabUntargeted:
         none = torch.zeros_like(lanes.seed)
         image = lanes.clean.clone()
         if self.random_start:
-            image = SPHERES[self.norm].start(lanes.clean, lanes.eps / 2.0, lanes.seed, noise)
+            image = STARTS[self.norm](lanes.clean, lanes.eps / 2.0, lanes.seed, noise)
         return State(lanes, none, none != 0, lanes.clean.clone(), image, _none_yet(lanes))
 
     def step(self, predict: Predict, state: State) -> State:
@@ -164,4 +164,6 @@ def _none_yet(lanes: Lanes) -> Nearest:
 
 def _dual_length(gradient: Tensor, norm: Norm) -> Tensor:
     """What the gap falls by, per unit of a step straight at the boundary, [B] of (B,D)."""
+    if norm == "l1":
+        return gradient.abs().amax(dim=1)
     return gradient.abs().sum(dim=1) if norm == "linf" else gradient.square().sum(dim=1).sqrt()

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from robust.gradient import Predict
 
-Norm = Literal["linf", "l2"]
-AnyNorm = Literal["linf", "l2", "l1"]  # of APGD alone
+Norm = Literal["linf", "l2", "l1"]
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
 
 
@@ -56,7 +55,7 @@ class Component(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def norm(self) -> AnyNorm: ...  # of the ball
+    def norm(self) -> Norm: ...  # of the ball
     @property
     def steps(self) -> int: ...
     @property

@@ -65,7 +65,17 @@ class L2Sphere:
         return torch.addcmul(clean, change, reach / (length + TINY)).clamp(0.0, 1.0)
 
 
+def _start_l1(clean: Tensor, eps: Tensor, seed: Tensor, noise: Noise) -> Tensor:
+    t = normal(noise(seed, tuple(clean.shape[1:]))).to(clean.dtype)
+    return (clean + rows(eps, clean) * (t / rows(t.abs().flatten(1).sum(dim=1) + TINY, t))).clamp(0.0, 1.0)
+
+
 SPHERES: Mapping[str, Sphere] = {"linf": LinfSphere(), "l2": L2Sphere()}
+STARTS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Noise], Tensor]] = {
+    "linf": SPHERES["linf"].start,
+    "l2": SPHERES["l2"].start,
+    "l1": _start_l1,  # of FAB; APGD steps and projects in l1 its own way (robust/apgd_l1.py)
+}
 
 
 def _length(change: Tensor) -> Tensor:

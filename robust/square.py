@@ -1,5 +1,5 @@
 """Square Attack: random search with squares, by queries of the logits alone (Andriushchenko et al. 2020,
-arXiv:1912.00049, Alg. 1 and 2); linf. For l2: robust/square_l2.py.
+arXiv:1912.00049, Alg. 1 and 2); linf. For l2 and l1: robust/square_l2.py, robust/square_l1.py.
 
 A pure step over lanes. Step 0 asks about the start, each later one about one more candidate, so a lane that is never
 broken costs `queries` + 1 forward passes. As in the published code the last row and column of positions are never
@@ -66,25 +66,14 @@ class Square:
     @torch.no_grad()
     def step(self, predict: Predict, state: State) -> State:
         """A candidate, and whether it is better."""
-        lanes, works = state.lanes, alive(state, self.steps)
-        candidate = self._with_square(state)
-        margin = margin_of(predict(candidate), lanes.label).to(state.margin.dtype)
-        is_hit = works & ~(margin > 0.0)  # NaN too
-        better = works & ((margin < state.margin) | is_hit)
-        return State(
-            lanes=lanes,
-            step=state.step + works.to(torch.int64),
-            found=state.found | is_hit,
-            adversarial=choose(better, candidate, state.adversarial),
-            margin=torch.where(better, margin, state.margin),
-        )
+        return asked(predict, state, self._with_square(state), works=alive(state, self.steps))
 
     def _with_square(self, state: State) -> Tensor:
         """The next candidate; the start itself at step 0."""
         lanes = state.lanes
         _, channels, height, width = lanes.clean.shape
-        draws = noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,))
-        side = self._side(state.step - 1, height=height, width=width)
+        draws = apart(noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,)))
+        side = apart(self._side(state.step - 1, height=height, width=width))
         down, across = span(draws[:, 0], side, height), span(draws[:, 1], side, width)
         down = (down & (state.step > 0)[:, None]).to(draws.dtype)
         inside = (down[:, :, None] * across.to(draws.dtype)[:, None, :])[:, None].to(lanes.clean.dtype)
@@ -103,11 +92,33 @@ class Square:
         return by_query(query, sides, rescaled_to=rescaled_to).clamp(max=min(height, width))
 
 
+def asked(predict: Predict, state: State, candidate: Tensor, *, works: Tensor) -> State:
+    """The candidate (B,3,H,W) instead of the best so far, in the lanes that work (bool [B]) and where it is better."""
+    margin = margin_of(predict(candidate), state.lanes.label).to(state.margin.dtype)
+    is_hit = works & ~(margin > 0.0)  # NaN too
+    better = works & ((margin < state.margin) | is_hit)
+    return State(
+        lanes=state.lanes,
+        step=state.step + works.to(torch.int64),
+        found=state.found | is_hit,
+        adversarial=choose(better, candidate, state.adversarial),
+        margin=torch.where(better, margin, state.margin),
+    )
+
+
 def _stripes(lanes: Lanes) -> Tensor:
     """Vertical stripes of +-eps, of each channel and column its own."""
     _, channels, _, width = lanes.clean.shape
     sign = signs(noise(lanes.seed, (channels, 1, width)), lanes.clean.dtype)
     return (lanes.clean + rows(lanes.eps, lanes.clean) * sign).clamp(0.0, 1.0)
+
+
+def apart(numbers: Tensor) -> Tensor:
+    """The same numbers, none below 0. XLA would work them out again for every pixel that they decide about; it does not
+    look through a reduction."""
+    if numbers.device.type == "cpu":
+        return numbers
+    return torch.stack((numbers, torch.zeros_like(numbers))).amax(dim=0)
 
 
 def by_query(query: Tensor, values: Sequence[int], *, rescaled_to: int | None) -> Tensor:

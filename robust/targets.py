@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust.gradient import Predict, logits_and_gradients
-from robust.lanes import AnyNorm
+from robust.lanes import Norm
 from robust.stage import Device
 
 AT_ONCE = 9  # gradients that a graph holds
@@ -25,7 +25,7 @@ def nearest_first(
     candidates: Sequence[Sequence[int]],
     rows: Sequence[int],
     *,
-    norm: AnyNorm,
+    norm: Norm,
     batch: int,
     device: Device,
 ) -> list[list[int]]:
@@ -55,7 +55,7 @@ def nearest_first(
 
 
 def _distances(
-    predict: Predict, image: Tensor, label: Tensor, rivals: Tensor, *, norm: AnyNorm, device: Device
+    predict: Predict, image: Tensor, label: Tensor, rivals: Tensor, *, norm: Norm, device: Device
 ) -> Tensor:
     """float32 [B,c] on the host, of the boundaries with `rivals` int64 [B,c] (on the host too)."""
     found = []
@@ -71,7 +71,7 @@ def _distances(
     return torch.where(distance.isnan(), torch.inf, distance)
 
 
-def _some_distances(predict: Predict, image: Tensor, label: Tensor, rivals: Tensor, norm: AnyNorm) -> Tensor:
+def _some_distances(predict: Predict, image: Tensor, label: Tensor, rivals: Tensor, norm: Norm) -> Tensor:
     logits, gradient_of = logits_and_gradients(predict, image)
     distances = []
     for number in range(rivals.shape[1]):

@@ -113,6 +113,7 @@ class L2:
 
 
 THREATS: Mapping[str, ThreatModel] = {"linf": Linf(), "l2": L2()}
+NORMS = (*THREATS, "l1")  # of the attacks that bring their own steps and projections: APGD, FAB, Square
 
 
 def distance(image: Tensor, clean: Tensor, norm: str) -> Tensor:

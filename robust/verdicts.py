@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robust.gradient import Predict
-from robust.lanes import AnyNorm
+from robust.lanes import Norm
 from robust.stage import Device
 from robust.threat import distance, slack
 
@@ -54,7 +54,7 @@ def lies_inside(
     rows: Sequence[int],
     *,
     eps: float,
-    norm: AnyNorm,
+    norm: Norm,
     batch: int,
     device: Device,
 ) -> Tensor:

@@ -5,25 +5,32 @@ arXiv:2003.01690; code of its authors): only that, unchanged, may be called so. 
 change is in the id: with fewer than 10 there are fewer targets (`standard-4-targets`); with fewer than 4 targeted DLR,
 and with fewer than 3 DLR, is not defined, and the logit margin takes its place (`standard-2-targets-margin`).
 
+In l1 the published `standard` begins APGD in larger balls (robust/l1_runs.py), with 5 restarts and on 5 target classes,
+because it is less sure to arrive there; its `plus` and `rand` do not, and are those of the other norms.
+
 `fast` and `next` are this toolkit's own and are never called standard. `fast` searches by APGD alone, in low precision
 where the caller hands it in, and has all of `standard` attack a random sample of what is left (robust/bounds.py).
 `next` takes newer attacks in place of the dear ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robust.apgd import Apgd
+from robust.apgd_l1 import ApgdL1
 from robust.attack_losses import LEAST_CLASSES, WITHOUT_RATIO, LossName
 from robust.fab import Fab
 from robust.fab_untargeted import FabUntargeted
 from robust.lanes import Component, Norm
 from robust.square import Square
+from robust.square_l1 import SquareL1
 from robust.square_l2 import SquareL2
+from robust.threat import NORMS
 
 NUM_TARGETS = 9
-RESTARTS = 5  # of `plus`
+RESTARTS = 5  # of `plus`, and of APGD-CE in l1
+L1_TARGETS = 5  # of APGD-T in l1
 EOT = 20  # of `rand`
 AUDITED = 1 / 16  # of the survivors of `fast`; the bound on what it missed is about 3 / (number audited)
 CANDIDATES = 100  # likeliest classes among which `next` looks for the nearest
@@ -61,8 +68,8 @@ def version_of(name: str, *, norm: Norm, num_classes: int) -> Version:
     """The version called `name` for a model of `num_classes`. ValueError for an unknown name or norm."""
     if name not in VERSIONS:
         raise ValueError(f"AutoAttack has no version {name!r}; use {', '.join(VERSIONS)}")
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"AutoAttack in norm {norm!r} is not defined here; use linf or l2")
+    if norm not in NORMS:
+        raise ValueError(f"AutoAttack in norm {norm!r} is not defined here; use {', '.join(NORMS)}")
     if num_classes < 2:
         raise ValueError(f"a model of {num_classes} class has nothing to be wrong about; it needs 2 classes")
     return VERSIONS[name](norm, num_classes)
@@ -72,10 +79,9 @@ def standard(norm: Norm, num_classes: int) -> Version:
     """APGD-CE, APGD-T, FAB-T, Square, each on what the ones before it have not broken."""
     targets = _targets(num_classes)
     parts = (
-        Part(component=Apgd(loss="ce", norm=norm)),
-        Part(component=Apgd(loss=_loss("dlr-targeted", num_classes), norm=norm), targets=targets),
+        *_apgd_parts(norm, num_classes),
         Part(component=Fab(norm=norm), targets=targets),
-        Part(component=_square(norm)),
+        Part(component=square_of(norm)),
     )
     return Version(id=_id("standard", parts, targets), parts=parts)
 
@@ -87,15 +93,15 @@ def plus(norm: Norm, num_classes: int) -> Version:
     """
     targets = _targets(num_classes)
     parts = (
-        Part(component=Apgd(loss="ce", norm=norm), restarts=RESTARTS),
-        Part(component=Apgd(loss=_loss("dlr", num_classes), norm=norm), restarts=RESTARTS),
+        Part(component=_apgd(norm, loss="ce"), restarts=RESTARTS),
+        Part(component=_apgd(norm, loss=_loss("dlr", num_classes)), restarts=RESTARTS),
         Part(component=FabUntargeted(num_classes=num_classes, norm=norm)),
         Part(
             component=FabUntargeted(num_classes=num_classes, norm=norm, random_start=True),
             restarts=RESTARTS - 1,
         ),
-        Part(component=_square(norm)),
-        Part(component=Apgd(loss=_loss("dlr-targeted", num_classes), norm=norm), targets=targets),
+        Part(component=square_of(norm)),
+        Part(component=_apgd(norm, loss=_loss("dlr-targeted", num_classes)), targets=targets),
         Part(component=Fab(norm=norm), targets=targets),
     )
     return Version(id=_id("plus", parts, targets), parts=parts)
@@ -104,27 +110,21 @@ def plus(norm: Norm, num_classes: int) -> Version:
 def rand(norm: Norm, num_classes: int) -> Version:
     """APGD-CE and APGD-DLR, each gradient the mean of 20: for models whose answers are random."""
     parts = (
-        Part(component=Apgd(loss="ce", norm=norm, eot=EOT)),
-        Part(component=Apgd(loss=_loss("dlr", num_classes), norm=norm, eot=EOT)),
+        Part(component=_apgd(norm, loss="ce", eot=EOT)),
+        Part(component=_apgd(norm, loss=_loss("dlr", num_classes), eot=EOT)),
     )
     return Version(id=_id("rand", parts, NUM_TARGETS), parts=parts)
 
 
 def fast(norm: Norm, num_classes: int) -> Version:
     """APGD-CE and APGD-T as in `standard`, then all of `standard`, in float32, on a sample of what is left."""
-    targets, by_target = _targets(num_classes), _loss("dlr-targeted", num_classes)
+    targets = _targets(num_classes)
+    audit = _apgd_parts(norm, num_classes, suffix="-audit")
     parts = (
-        Part(component=Apgd(loss="ce", norm=norm)),
-        Part(component=Apgd(loss=by_target, norm=norm), targets=targets),
-        Part(component=Apgd(loss="ce", norm=norm, suffix="-audit"), share=AUDITED, is_float32=True),
-        Part(
-            component=Apgd(loss=by_target, norm=norm, suffix="-audit"),
-            targets=targets,
-            share=AUDITED,
-            is_float32=True,
-        ),
+        *_apgd_parts(norm, num_classes),
+        *(replace(part, share=AUDITED, is_float32=True) for part in audit),
         Part(component=Fab(norm=norm), targets=targets, share=AUDITED, is_float32=True),
-        Part(component=_square(norm), share=AUDITED, is_float32=True),
+        Part(component=square_of(norm), share=AUDITED, is_float32=True),
     )
     return Version(id=_id("fast", parts, targets), parts=parts, is_low=True)
 
@@ -133,14 +133,11 @@ def next_version(norm: Norm, num_classes: int) -> Version:
     """APGD with the probability margin (Xie et al. 2024, arXiv:2411.15210), APGD-T on the nearest classes and not
     the likeliest (Melamed et al. 2024, arXiv:2407.02240), and 1,000 queries of Square against masked gradients."""
     targets = _targets(num_classes)
+    first, by_target = _apgd_parts(norm, num_classes, loss="probability-margin")
     parts = (
-        Part(component=Apgd(loss="probability-margin", norm=norm)),
-        Part(
-            component=Apgd(loss=_loss("dlr-targeted", num_classes), norm=norm),
-            targets=targets,
-            candidates=min(CANDIDATES, num_classes - 1),
-        ),
-        Part(component=_square(norm, queries=NEXT_QUERIES, rescale=True)),
+        first,
+        replace(by_target, candidates=min(CANDIDATES, num_classes - 1)),
+        Part(component=square_of(norm, queries=NEXT_QUERIES, rescale=True)),
     )
     return Version(id=_id("next", parts, targets), parts=parts)
 
@@ -154,6 +151,13 @@ VERSIONS: Mapping[str, Callable[[Norm, int], Version]] = {
 }
 
 
+def square_of(norm: Norm, **settings: Any) -> Component:
+    """Square in the norm."""
+    if norm == "l1":
+        return SquareL1(**settings)
+    return SquareL2(**settings) if norm == "l2" else Square(**settings)
+
+
 def _targets(num_classes: int) -> int:
     return min(NUM_TARGETS, num_classes - 1)
 
@@ -162,8 +166,23 @@ def _loss(name: LossName, num_classes: int) -> LossName:
     return name if num_classes >= LEAST_CLASSES[name] else WITHOUT_RATIO[name]
 
 
-def _square(norm: Norm, **settings: Any) -> Component:
-    return SquareL2(**settings) if norm == "l2" else Square(**settings)
+def _apgd(norm: Norm, **settings: Any) -> Component:
+    return ApgdL1(**settings) if norm == "l1" else Apgd(norm=norm, **settings)
+
+
+def _apgd_parts(
+    norm: Norm, num_classes: int, *, loss: LossName = "ce", suffix: str = ""
+) -> tuple[Part, Part]:
+    """APGD with `loss`, and APGD-T, as in `standard`."""
+    settings: dict[str, Any] = {"suffix": suffix} | ({"large_first": True} if norm == "l1" else {})
+    targets, by_target = _targets(num_classes), _loss("dlr-targeted", num_classes)
+    return (
+        Part(component=_apgd(norm, loss=loss, **settings), restarts=RESTARTS if norm == "l1" else 1),
+        Part(
+            component=_apgd(norm, loss=by_target, **settings),
+            targets=min(targets, L1_TARGETS) if norm == "l1" else targets,
+        ),
+    )
 
 
 def _id(name: str, parts: Sequence[Part], targets: int) -> str:

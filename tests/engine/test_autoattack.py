@@ -320,7 +320,8 @@ def test_the_verb_on_one_process_and_on_two(made: Path, launch: Launch, tmp_path
         ("--eps 4/255 --no-random-start", "--no-random-start does not belong to this attack; drop it"),
         ("--eps 4", "--eps is 4, but images and radii live in [0, 1]; likely meant: 4/255"),
         ("--norm l2 --eps 100", "--eps is 100, but images of 16 px are at most"),
-        ("--norm l1 --eps 4/255", "--norm is 'l1', but must be 'linf' or 'l2'"),
+        ("--norm l3 --eps 4/255", "--norm is 'l3', but must be 'linf', 'l2' or 'l1'"),
+        ("--norm l1 --eps 4000", "--eps is 4000, but images of 16 px are at most 768 apart in l1"),
         ("--eps 4/255 --batch-size 0", "--batch-size is 0, but must be greater than 0"),
         (
             "--eps 4/255 --num-images 3 --images list.txt",

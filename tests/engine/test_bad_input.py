@@ -561,6 +561,10 @@ def test_no_run_to_measure(world: Path, refused: Refusal) -> None:
         ("attack --eps 4/255 --step-size 1", "--step-size is 1, .* likely meant: 1/255"),
         ("attack --eps 4/255 --attack pdg", "--attack is 'pdg', but must be 'pgd' or 'autoattack'"),
         ("attack --eps 4/255 --norm l1", "--norm is 'l1', but must be 'linf' or 'l2'"),
+        (
+            "attack --attack autoattack --eps 4 --norm l3",
+            "--norm is 'l3', but must be 'linf', 'l2' or 'l1'",
+        ),
         ("attack --eps 4/255 --steps 0", "--steps is 0, but must be greater than 0"),
         ("attack --eps 4/255 --num-images 0", "--num-images is 0, but must be greater than 0"),
     ],

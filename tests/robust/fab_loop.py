@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 import torch
+from l1_loop import greedy_way
 from torch import Tensor
 
 
 def projection(point: Tensor, normal: Tensor, offset: float, norm: str) -> Tensor:
-    """The move from a flat `point` to the plane, by bisection on its parameter."""
+    """The move from a flat `point` to the plane, by bisection on its parameter; in l1 greedily."""
+    if norm == "l1":
+        return greedy_way(point, normal, offset)
     gap = offset - float(normal @ point)
     sign = normal.sign() * (1.0 if gap > 0 else -1.0)
     reach = torch.where(sign > 0, 1 - point, point)
@@ -21,6 +24,8 @@ def projection(point: Tensor, normal: Tensor, offset: float, norm: str) -> Tenso
 
 
 def length(change: Tensor, norm: str) -> float:
+    if norm == "l1":
+        return float(change.abs().sum())
     return float(change.abs().max() if norm == "linf" else change.norm())
 
 
@@ -63,7 +68,8 @@ def fab_untargeted(
             gap = logits[rival] - logits[label]
             (normal,) = torch.autograd.grad(gap, leaf, retain_graph=True)
             w = normal.flatten()
-            dual, value = float(w.abs().sum() if norm == "linf" else w.norm()), float(gap.detach())
+            dual = float({"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm])
+            value = float(gap.detach())
             planes.append((abs(value) / dual, rival, w, float(w @ image.flatten()) - value))
         _, rival, w, offset = min(planes, key=lambda plane: plane[0])
         rivals.append(rival)

@@ -13,6 +13,7 @@ from robust.fab import Fab
 from robust.fab_untargeted import FabUntargeted
 from robust.lanes import Component
 from robust.square import Square
+from robust.square_l1 import SquareL1
 from robust.square_l2 import SquareL2
 from robust.stage import Device, Stage
 
@@ -24,11 +25,14 @@ COMPONENTS: dict[str, tuple[Component, str, int]] = {
     "apgd-dlr l2, eot 2": (Apgd(loss="dlr", norm="l2", iterations=10, eot=2), "l2", 0),
     "apgd-t linf": (Apgd(loss="dlr-targeted", iterations=10), "linf", 2),
     "apgd-pm l1": (ApgdL1(loss="probability-margin", iterations=25), "l1", 0),
+    "apgd-ce l1, larger balls": (ApgdL1(iterations=10, large_first=True), "l1", 0),
     "fab-t linf": (Fab(iterations=6), "linf", 2),
     "fab-t l2": (Fab(norm="l2", iterations=6), "l2", 2),
+    "fab-t l1": (Fab(norm="l1", iterations=6), "l1", 2),
     "fab linf": (FabUntargeted(num_classes=CLASSES, iterations=4, random_start=True, at_once=2), "linf", 0),
     "square linf": (Square(queries=20), "linf", 0),
     "square l2": (SquareL2(queries=20), "l2", 0),
+    "square l1": (SquareL1(queries=20), "l1", 0),
 }
 
 

@@ -1,34 +1,26 @@
 """APGD in l1 against a loop over single images with an exact projection, and against the truth of a linear model."""
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import l1_loop
+
 import robust
-from robust.apgd_l1 import ApgdL1, State, projected
+import robust.versions as versions
+from robust.apgd_l1 import ApgdL1, State
 from robust.attack_losses import LOSSES
+from robust.l1_ball import projected
 from robust.lanes import Lanes
+from robust.square_l1 import SquareL1
 
 NUM, CLASSES, EPS, ITERATIONS = 5, 5, 1.5, 60
-
-
-def exact_projection(change: Tensor, clean: Tensor, eps: float) -> Tensor:
-    """Of one image: the shrinking number is tried at all its breakpoints, and solved for between two of them."""
-    wanted, sign = change.abs().flatten(), change.sign().flatten()
-    room = torch.where(sign > 0, 1.0 - clean.flatten(), clean.flatten())
-
-    def shrunk(by: float) -> Tensor:
-        return torch.minimum((wanted - by).clamp(min=0.0), room)
-
-    if float(shrunk(0.0).sum()) <= eps:
-        return (sign * shrunk(0.0)).view_as(change)
-    breaks = sorted({0.0, *wanted.tolist(), *(b for b in (wanted - room).tolist() if b > 0)})
-    low = max(b for b in breaks if float(shrunk(b).sum()) > eps)
-    high = min(b for b in breaks if float(shrunk(b).sum()) <= eps)
-    long, short = float(shrunk(low).sum()), float(shrunk(high).sum())
-    return (sign * shrunk(low + (long - eps) / (long - short) * (high - low))).view_as(change)
 
 
 class Trace(NamedTuple):
@@ -36,15 +28,30 @@ class Trace(NamedTuple):
     sizes: list[float]
     shares: list[float]
     returns: list[int]  # looks behind which it went back to another point
+    best: list[Tensor]  # one: of the highest loss
 
 
-def loop(model: nn.Module, clean: Tensor, label: Tensor, start: Tensor, name: str, target: Tensor) -> Trace:
-    """The published attack on one image, with Python's branches."""
-    count, window = clean.numel(), max(int(0.04 * ITERATIONS), 1)
-    image, size, share, support = start, EPS, 0.2, float(count)
+def loop(
+    model: nn.Module,
+    clean: Tensor,
+    label: Tensor,
+    start: Tensor,
+    name: str,
+    target: Tensor,
+    *,
+    eps: float = EPS,
+    iterations: int = ITERATIONS,
+    is_known: bool = False,
+) -> Trace:
+    """A published run on one image, with Python's branches; `is_known`: the start is another run's best point."""
+    count, window = clean.numel(), max(int(0.04 * iterations), 1)
+    image, size, share, support = start, eps, 0.2, float(count)
+    if is_known:
+        support = float(((start - clean).abs() > 1e-7).sum())
+        share = support / count / 1.5
     best, best_loss, best_gradient = image, -float("inf"), torch.zeros_like(image)
-    trace = Trace([], [], [], [])
-    for look in range(ITERATIONS + 1):
+    trace = Trace([], [], [], [], [])
+    for look in range(iterations + 1):
         trace.images.append(image)
         leaf = image.clone().requires_grad_(True)
         loss = LOSSES[name](model(leaf[None]), label, target)[0]  # type: ignore[index]
@@ -56,9 +63,9 @@ def loop(model: nn.Module, clean: Tensor, label: Tensor, start: Tensor, name: st
             moved = float(((best - clean).abs() > 1e-7).sum())
             if moved / support < 0.95:
                 trace.returns.extend([look] * (not torch.equal(image, best)))
-                size, image, gradient = EPS, best, best_gradient
+                size, image, gradient = eps, best, best_gradient
             else:
-                size = max(size / 1.5, EPS / 10)
+                size = max(size / 1.5, eps / 10)
             share, support = moved / count / 1.5, moved
         trace.sizes.append(size)
         trace.shares.append(share)
@@ -66,7 +73,8 @@ def loop(model: nn.Module, clean: Tensor, label: Tensor, start: Tensor, name: st
         least = order[min(max(int((1.0 - share) * count), 0), count - 1)]
         sparse = torch.where(gradient.abs() >= least, gradient.sign(), torch.zeros_like(gradient))
         moved_to = image + size * sparse / (sparse.abs().sum() + 1e-10)
-        image = (clean + exact_projection(moved_to - clean, clean, EPS)).clamp(0.0, 1.0)
+        image = (clean + l1_loop.ball_and_box(moved_to - clean, clean, eps)).clamp(0.0, 1.0)
+    trace.best.append(best)
     return trace
 
 
@@ -109,6 +117,47 @@ def test_every_step_equals_the_loop(model: nn.Module, name: str) -> None:
     assert num_returns, "a lane was to go back"
 
 
+@pytest.mark.parametrize("iterations", [10, 30])
+def test_runs_in_larger_balls_come_first(model: nn.Module, iterations: int) -> None:
+    lanes, attack = lanes_of(model), ApgdL1(iterations=iterations, large_first=True)
+    state, looks = attack.init(lanes), list[State]()
+    for _ in range(attack.steps):
+        looks.append(state)
+        state = attack.step(model, state)
+        state = state._replace(found=torch.zeros_like(state.found))
+    third = 3 * iterations // 10
+    runs = [(3.0, third), (2.0, third), (1.0, iterations - 2 * third)]
+    assert attack.steps == iterations + 3
+    for row in range(2):
+        here, images = slice(row, row + 1), list[Tensor]()
+        start = looks[0].image[row]
+        for radius, count in runs:
+            start = lanes.clean[row] + l1_loop.ball_and_box(
+                start - lanes.clean[row], lanes.clean[row], radius * EPS
+            )
+            settings = {"eps": radius * EPS, "iterations": count, "is_known": True}
+            label, target = lanes.label[here], lanes.target[here]
+            trace = loop(model, lanes.clean[row], label, start, "ce", target, **settings)  # type: ignore[arg-type]
+            images += trace.images
+            start = trace.best[0]
+        for number, wanted in enumerate(images):
+            assert torch.allclose(looks[number].image[row], wanted, rtol=0, atol=1e-8), number
+    lengths = [float((s.image - lanes.clean).abs().flatten(1).sum(1).max()) / EPS for s in looks]
+    assert 1.9 < max(lengths[third + 1 : 2 * third + 2]) <= 2 + 1e-9
+
+
+def test_only_what_the_last_run_finds_counts(model: nn.Module) -> None:
+    lanes, attack = lanes_of(model), ApgdL1(iterations=10, large_first=True)
+    state = attack.init(lanes._replace(label=(lanes.label + 1) % CLASSES))  # wrong wherever one looks
+    for _ in range(8):
+        assert not bool(state.found.any())
+        state = attack.step(model, state)
+    state = attack.step(model, state)
+    assert bool(state.found.all())
+    inside = (state.adversarial - lanes.clean).abs().flatten(1).sum(1)
+    assert float(inside.max()) <= EPS + 1e-9
+
+
 @pytest.mark.parametrize("scale", [0.001, 0.1, 3.0])
 def test_the_projection_is_the_exact_one(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +167,7 @@ def test_the_projection_is_the_exact_one(scale: float) -> None:
     eps = torch.linspace(0.1, 6.0, 8, dtype=torch.float64)
     found = projected(change, clean, eps)
     for row in range(8):
-        wanted = exact_projection(change[row], clean[row], float(eps[row]))
+        wanted = l1_loop.ball_and_box(change[row], clean[row], float(eps[row]))
         assert torch.allclose(found[row], wanted, rtol=0, atol=1e-9)
     inside = clean + found
     assert float((found.abs().flatten(1).sum(1) - eps).max()) < 1e-9
@@ -139,7 +188,9 @@ def least_margin(weight: Tensor, image: Tensor, own: int, rival: int, eps: float
     return margin
 
 
-def test_a_linear_model_is_broken_where_it_can_be() -> None:
+@pytest.mark.parametrize("name", ["apgd", "fab", "fab untargeted", "autoattack"])
+def test_a_linear_model_is_broken_where_it_can_be(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "SquareL1", lambda: SquareL1(queries=20))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES, bias=False)).eval().requires_grad_(False)
     weight: Tensor = net[1].weight.double()  # type: ignore[union-attr, operator, assignment]
@@ -156,12 +207,20 @@ def test_a_linear_model_is_broken_where_it_can_be() -> None:
             for i in range(40)
         ]
     )
-    result = robust.apgd(net, image, label, eps=eps, norm="l1", loss="dlr-targeted")
+    settings = {
+        "apgd": {"loss": "dlr-targeted"},
+        "fab": {},
+        "fab untargeted": {"targets": 0},
+        "autoattack": {"chunk": 50},
+    }[name]
+    attack = getattr(robust, name.removesuffix(" untargeted"))
+    result = attack(net, image, label, eps=eps, norm="l1", **settings)
     sure = least.abs() > 0.01
     assert torch.equal(result.robust[sure], least[sure] > 0)
     assert 5 < int(result.robust.sum()) < 35
     assert float((result.adversarial - image).abs().flatten(1).sum(1).max()) <= eps + 1e-5
-    assert result.version == "apgd-t-4-targets"
+    ids = {"apgd": "apgd-t-4-targets", "fab": "fab-t-4-targets", "autoattack": "standard-4-targets"}
+    assert result.version == ids.get(name, "fab")
 
 
 def test_settings_that_mean_nothing_are_one_line() -> None:
@@ -176,6 +235,8 @@ def test_settings_that_mean_nothing_are_one_line() -> None:
         ApgdL1(loss="cw")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outside \\(0, 48\\]"):
         robust.apgd(predict, image, label, eps=50.0, norm="l1")
+    with pytest.raises(ValueError, match="4 iterations leave none for the radius itself"):
+        ApgdL1(iterations=4, large_first=True)
     for function in (robust.autoattack, robust.fab, robust.square):
-        with pytest.raises(ValueError, match="norm 'l1' is not defined here"):
-            function(predict, image, label, eps=1.0, norm="l1")  # type: ignore[operator]
+        with pytest.raises(ValueError, match="norm 'l3' is not defined here; use linf or l2 or l1"):
+            function(predict, image, label, eps=1.0, norm="l3")  # type: ignore[operator]

@@ -33,7 +33,7 @@ def lanes_of(model: nn.Module, eps: float | Tensor) -> Lanes:
     return Lanes(clean, order[:, 0], order[:, 1], radius, torch.arange(NUM))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_iterate_equals_the_loop(model: nn.Module, norm: str) -> None:
     lanes = lanes_of(model, 1e-9)  # nothing is ever near enough: all iterations are made
     attack = Fab(norm=norm, iterations=ITERATIONS)
@@ -51,7 +51,7 @@ def test_every_iterate_equals_the_loop(model: nn.Module, norm: str) -> None:
             assert torch.allclose(ours[row], theirs, rtol=0, atol=1e-6), number
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_radius_is_broken_if_and_only_if_the_nearest_point_lies_inside(model: nn.Module, norm: str) -> None:
     lanes = lanes_of(model, 1.0)
     nearest = torch.tensor(
@@ -80,7 +80,7 @@ def test_a_radius_is_broken_if_and_only_if_the_nearest_point_lies_inside(model: 
         assert wrong.tolist() == [broken] * NUM
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_pixel_without_a_gradient_stays_and_the_others_move(model: nn.Module, norm: str) -> None:
     lanes = lanes_of(model, 1e-9)
 
@@ -97,4 +97,5 @@ def test_a_pixel_without_a_gradient_stays_and_the_others_move(model: nn.Module, 
     assert torch.isfinite(state.image).all()
     moved = (state.image - lanes.clean).abs().amax(dim=(0, 1)).flatten() > 1e-12
     assert not moved[0]
-    assert moved[1:].all()
+    assert moved[1:].all() or norm == "l1", "a few pixels go to their walls"
+    assert moved.any()

@@ -42,7 +42,7 @@ def trace(attack: FabUntargeted, model: nn.Module, lanes: Lanes) -> list[Tensor]
     return images
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_iterate_equals_the_loop(model: nn.Module, norm: str) -> None:
     lanes = lanes_of(model, 1e-9)
     images = trace(FabUntargeted(num_classes=CLASSES, norm=norm, iterations=ITERATIONS), model, lanes)
@@ -69,12 +69,13 @@ def test_any_number_of_gradients_a_step_gives_the_same_iterates(model: nn.Module
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_restart_begins_on_the_sphere_of_half_the_radius(model: nn.Module, norm: str) -> None:
     lanes = lanes_of(model, 0.1)._replace(clean=torch.full((NUM, 3, 6, 6), 0.5, dtype=torch.float64))
     attack = FabUntargeted(num_classes=CLASSES, norm=norm, random_start=True)
     change = (attack.init(lanes).image - lanes.clean).flatten(1)
-    length = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    length = torch.linalg.vector_norm(change, ord=order, dim=1)
     assert torch.allclose(length, lanes.eps / 2, atol=1e-6)
     assert attack.name == "fab-restarts"
     assert torch.equal(FabUntargeted(num_classes=CLASSES).init(lanes).image, lanes.clean)

@@ -17,11 +17,14 @@ NAMES = (
     "apgd-dlr l2, eot 2",
     "apgd-t linf",
     "apgd-pm l1",
+    "apgd-ce l1, larger balls",
     "fab-t linf",
     "fab-t l2",
+    "fab-t l1",
     "fab linf",
     "square linf",
     "square l2",
+    "square l1",
 )
 MOST_GRAPHS = 4
 MOST_CALLS = 6  # of the model in Python: three traces of a step, which asks it at most twice

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust.bumps import bumps
 from robust.lanes import Lanes
 from robust.noise import noise
-from robust.square_l2 import SquareL2, bumps
+from robust.square_l2 import SquareL2
 from robust.stream import at_step
 
 NUM, SIZE, EPS = 4, 15, 0.4
@@ -51,7 +52,9 @@ def pair(side: int, *, is_turned: bool) -> Tensor:
 def test_bumps_are_piles_of_squares(side: int, is_turned: bool) -> None:
     """In a window that begins at row 2 and column 1 of a larger image."""
     row, column = torch.arange(side + 4)[None] - 2, torch.arange(side + 3)[None] - 1
-    found = bumps(row, column, torch.tensor([side]), torch.tensor([is_turned]), dtype=torch.float64)[0]
+    found = bumps(
+        row, column, torch.tensor([side]), torch.tensor([is_turned]), norm="l2", dtype=torch.float64
+    )[0]
     wanted = torch.zeros(side + 4, side + 3, dtype=torch.float64)
     wanted[2 : 2 + side, 1 : 1 + side] = pair(side, is_turned=is_turned)
     assert torch.allclose(found, wanted, atol=1e-12)

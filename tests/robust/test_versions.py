@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robust.apgd import Apgd
+from robust.apgd_l1 import ApgdL1
 from robust.autoattack import autoattack
 from robust.lanes import Norm
 from robust.square import Square
@@ -59,6 +60,26 @@ def test_the_published_orders_and_budgets(norm: str) -> None:
             assert isinstance(part.component, SquareL2 if norm == "l2" else Square)
         else:
             assert part.component.norm == norm  # type: ignore[attr-defined]
+
+
+def test_the_published_l1_version_begins_in_larger_balls() -> None:
+    standard = version_of("standard", norm="l1", num_classes=10)
+    assert standard.id == "standard"
+    assert [(p.name, p.targets, p.restarts, p.component.steps) for p in standard.parts] == [
+        ("apgd-ce", 0, 5, 103),
+        ("apgd-t", 5, 1, 103),
+        ("fab-t", 9, 1, 100),
+        ("square", 0, 1, 5001),
+    ]
+    for name in NAMES:
+        for num_classes in CHANGES:
+            version = version_of(name, norm="l1", num_classes=num_classes)
+            assert version.id == name + CHANGES[num_classes][name == "rand"]
+            assert all(p.component.norm == "l1" for p in version.parts)
+            steps = {p.component.steps for p in version.parts if isinstance(p.component, ApgdL1)}
+            assert steps == {101 if name in ("plus", "rand") else 103}
+    with pytest.raises(ValueError, match="norm 'l3' is not defined here; use linf, l2, l1"):
+        version_of("standard", norm="l3", num_classes=10)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
