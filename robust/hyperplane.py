@@ -13,8 +13,8 @@ appendix) sorts them and searches. A fixed number of steps makes the shape stati
 In l1 g falls, and jumps wherever t meets a coordinate: the one at which it passes the goal goes but a part of its way.
 The threshold is searched between brackets, by interpolation and by halving in turn, then by halving alone; what is left
 between the brackets in the end goes the same part of its way, so the plane is met to rounding. 24 passes leave one
-coordinate there as a rule, and where more, a length within 1e-8 of the shortest. They cost a third of a sort on
-64 x 3,072 numbers and a fifth on 8 x 150,528 (cpu).
+coordinate there as a rule, and where more, a length within 1e-8 of the shortest. They cost about half of a
+sort of 64 x 3,072 or 8 x 150,528 numbers on the cpu.
 """
 
 import torch
