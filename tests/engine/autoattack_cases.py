@@ -77,6 +77,7 @@ class Together:
             num_devices=1,
             feed=alone.feed,
             cut=alone.cut,
+            repeated=alone.repeated,
             compiles=False,
             device=alone.device,
             parts=2,
