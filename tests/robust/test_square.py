@@ -77,6 +77,18 @@ def test_every_lane_equals_the_loop(model: nn.Module) -> None:
         assert torch.allclose(state.adversarial[row], best, atol=1e-12)
 
 
+def test_the_first_query_is_about_the_start(model: nn.Module) -> None:
+    lanes = lanes_of(model)
+    attack = Square(queries=3)
+    start = attack.init(lanes)
+    looked = attack.step(model, start)
+    wanted = [
+        margin(model, image, int(label)) for image, label in zip(start.adversarial, lanes.label, strict=True)
+    ]
+    assert torch.equal(looked.adversarial, start.adversarial)
+    assert looked.margin.tolist() == pytest.approx(wanted, rel=1e-9)
+
+
 def test_sides_follow_the_published_schedule() -> None:
     attack = Square(queries=5000)
     queries = torch.arange(5000)
