@@ -132,7 +132,7 @@ class Apgd:
 
     def step(self, predict: Predict, state: State) -> State:
         """A look at the iterate, then the move to the next one."""
-        gradient, logits, loss = self._look(predict, state)
+        gradient, logits, loss = look(predict, state.image, state.lanes, loss=self.loss, eot=self.eot)
         works = alive(state, self.steps)
         is_wrong = works & misclassified(logits, state.lanes.label)
         state = state._replace(
@@ -150,20 +150,6 @@ class Apgd:
         gradient = choose(halved, state.best_gradient, gradient)
         moved = self._moved(state, from_image, gradient)
         return state._replace(image=moved, previous=from_image, step=state.step + works.to(torch.int64))
-
-    def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        lanes, loss = state.lanes, LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-
-        def total(logits: Tensor) -> Tensor:
-            return loss(logits, lanes.label, lanes.target).sum()
-
-        gradient, logits = gradient_and_logits(predict, state.image, total)
-        for _ in range(self.eot - 1):
-            another, logits = gradient_and_logits(predict, state.image, total)
-            gradient = gradient + another
-        value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
-        mean = gradient if self.eot == 1 else gradient / self.eot
-        return torch.nan_to_num(mean, nan=0.0), logits, value
 
     def _sized(self, state: State, loss: Tensor) -> tuple[State, Tensor]:
         """The window with this iteration in it, and which lanes halve their step size."""
@@ -195,3 +181,22 @@ class Apgd:
         share = rows(torch.where(state.step == 0, 1.0, MOMENTUM).to(image.dtype), image)
         onward = torch.addcmul(image, step - image, share)
         return project(torch.addcmul(onward, image - state.previous, 1.0 - share))
+
+
+def look(
+    predict: Predict, image: Tensor, lanes: Lanes, *, loss: LossName | AttackLoss, eot: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At `image` (B,3,H,W): the mean of `eot` gradients of the loss (B,3,H,W), 0 where it is no number; the last logits
+    (B,K), and the loss there [B]."""
+    value_of = LOSSES[loss] if isinstance(loss, str) else loss
+
+    def total(logits: Tensor) -> Tensor:
+        return value_of(logits, lanes.label, lanes.target).sum()
+
+    gradient, logits = gradient_and_logits(predict, image, total)
+    for _ in range(eot - 1):
+        another, logits = gradient_and_logits(predict, image, total)
+        gradient = gradient + another
+    value = value_of(logits, lanes.label, lanes.target).to(lanes.eps.dtype)
+    mean = gradient if eot == 1 else gradient / eot
+    return torch.nan_to_num(mean, nan=0.0), logits, value

@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robust.apgd import NAMES
+from robust.apgd import NAMES, look
 from robust.attack_losses import LOSSES, AttackLoss, LossName
-from robust.gradient import Predict, gradient_and_logits
+from robust.gradient import Predict
 from robust.l1_ball import projected
 from robust.l1_runs import Place, Run, place_of, runs_of
 from robust.lanes import Lanes, Passes, alive, choose, misclassified, rows
@@ -128,7 +128,7 @@ class ApgdL1:
 
     def step(self, predict: Predict, state: State) -> State:
         """A look at the iterate, then the move to the next one, or to the start of the next run."""
-        gradient, logits, loss = self._look(predict, state)
+        gradient, logits, loss = look(predict, state.image, state.lanes, loss=self.loss, eot=self.eot)
         place, works = place_of(self.runs, state.step, state.lanes.eps), alive(state, self.steps)
         is_wrong = works & place.is_last & misclassified(logits, state.lanes.label)
         better = loss > state.best_loss
@@ -148,19 +148,6 @@ class ApgdL1:
         if self.large_first:
             state = _restarted(state, image, place)
         return state._replace(image=image, step=state.step + works.to(torch.int64))
-
-    def _look(self, predict: Predict, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        lanes, loss = state.lanes, LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-
-        def total(logits: Tensor) -> Tensor:
-            return loss(logits, lanes.label, lanes.target).sum()
-
-        gradient, logits = gradient_and_logits(predict, state.image, total)
-        for _ in range(self.eot - 1):
-            another, logits = gradient_and_logits(predict, state.image, total)
-            gradient = gradient + another
-        value = loss(logits, lanes.label, lanes.target).to(state.best_loss.dtype)
-        return torch.nan_to_num(gradient / self.eot, nan=0.0), logits, value
 
     def _sized(self, state: State, place: Place) -> tuple[State, Tensor]:
         """At the end of a window: new sparsity, new step size, and which lanes go back to their best point."""

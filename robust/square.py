@@ -7,6 +7,7 @@ drawn, and the side follows the image's own height and width. Deviations: every 
 (there, a batch shares one), from its question's own random stream.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -34,8 +35,8 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Square:
-    """`queries` candidates, in the linf ball. `rescale` stretches the schedule of sizes over fewer queries."""
+class QuerySearch(ABC):
+    """`queries` candidates, one after the other. `rescale` stretches the schedule of sizes over fewer queries."""
 
     queries: int = 5000
     p_init: float = 0.8
@@ -46,10 +47,6 @@ class Square:
         return "square"
 
     @property
-    def norm(self) -> Literal["linf"]:
-        return "linf"
-
-    @property
     def steps(self) -> int:
         return self.queries + 1
 
@@ -58,18 +55,47 @@ class Square:
         return Passes(forward=1, backward=0)
 
     def init(self, lanes: Lanes) -> State:
-        """Stripes, about which nothing was asked."""
+        """The start, about which nothing was asked."""
         none = torch.zeros_like(lanes.seed)
         margin = torch.full_like(lanes.eps, torch.inf)
-        return State(lanes, none, none != 0, _stripes(lanes), margin)
+        return State(lanes, none, none != 0, self._start(lanes), margin)
 
     @torch.no_grad()
     def step(self, predict: Predict, state: State) -> State:
-        """A candidate, and whether it is better."""
-        return asked(predict, state, self._with_square(state), works=alive(state, self.steps))
+        """A candidate instead of the best so far, in the lanes that work and where it is better."""
+        works, candidate = alive(state, self.steps), self._candidate(state)
+        margin = margin_of(predict(candidate), state.lanes.label).to(state.margin.dtype)
+        is_hit = works & ~(margin > 0.0)  # NaN too
+        better = works & ((margin < state.margin) | is_hit)
+        return State(
+            lanes=state.lanes,
+            step=state.step + works.to(torch.int64),
+            found=state.found | is_hit,
+            adversarial=choose(better, candidate, state.adversarial),
+            margin=torch.where(better, margin, state.margin),
+        )
 
-    def _with_square(self, state: State) -> Tensor:
-        """The next candidate; the start itself at step 0."""
+    @abstractmethod
+    def _start(self, lanes: Lanes) -> Tensor:
+        """The first point (B,3,H,W) of each lane, in ball and box."""
+
+    @abstractmethod
+    def _candidate(self, state: State) -> Tensor:
+        """The next point (B,3,H,W) to ask about; the start itself at step 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square(QuerySearch):
+    """Squares of one colour, in the linf ball; the start is striped."""
+
+    @property
+    def norm(self) -> Literal["linf"]:
+        return "linf"
+
+    def _start(self, lanes: Lanes) -> Tensor:
+        return _stripes(lanes)
+
+    def _candidate(self, state: State) -> Tensor:
         lanes = state.lanes
         _, channels, height, width = lanes.clean.shape
         draws = apart(noise(at_step(lanes.seed, state.step, purpose=1), (2 + channels,)))
@@ -90,20 +116,6 @@ class Square:
         ]
         rescaled_to = self.queries if self.rescale else None
         return by_query(query, sides, rescaled_to=rescaled_to).clamp(max=min(height, width))
-
-
-def asked(predict: Predict, state: State, candidate: Tensor, *, works: Tensor) -> State:
-    """The candidate (B,3,H,W) instead of the best so far, in the lanes that work (bool [B]) and where it is better."""
-    margin = margin_of(predict(candidate), state.lanes.label).to(state.margin.dtype)
-    is_hit = works & ~(margin > 0.0)  # NaN too
-    better = works & ((margin < state.margin) | is_hit)
-    return State(
-        lanes=state.lanes,
-        step=state.step + works.to(torch.int64),
-        found=state.found | is_hit,
-        adversarial=choose(better, candidate, state.adversarial),
-        margin=torch.where(better, margin, state.margin),
-    )
 
 
 def _stripes(lanes: Lanes) -> Tensor:

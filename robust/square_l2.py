@@ -18,53 +18,25 @@ import torch
 from torch import Tensor
 
 from robust.bumps import TINY, bumps_at, side_of, tiled, window
-from robust.gradient import Predict
-from robust.lanes import Lanes, Passes, alive, choose, rows
+from robust.lanes import Lanes, choose, rows
 from robust.noise import noise
-from robust.square import State, apart, asked, signs
+from robust.square import QuerySearch, State, apart, signs
 from robust.stream import at_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SquareL2:
-    """`queries` candidates on the l2 sphere. `rescale` stretches the schedule of sizes over fewer queries."""
-
-    queries: int = 5000
-    p_init: float = 0.8
-    rescale: bool = False
-
-    @property
-    def name(self) -> str:
-        return "square"
+class SquareL2(QuerySearch):
+    """Windows of bumps, on the l2 sphere; the start is tiled with them."""
 
     @property
     def norm(self) -> Literal["l2"]:
         return "l2"
 
-    @property
-    def steps(self) -> int:
-        return self.queries + 1
+    def _start(self, lanes: Lanes) -> Tensor:
+        return _on_sphere(tiled(lanes, "l2"), lanes)
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(forward=1, backward=0)
-
-    def init(self, lanes: Lanes) -> State:
-        """Bumps in tiles all over the image, about which nothing was asked."""
-        none = torch.zeros_like(lanes.seed)
-        return State(
-            lanes=lanes,
-            step=none,
-            found=none != 0,
-            adversarial=_on_sphere(tiled(lanes, "l2"), lanes),
-            margin=torch.full_like(lanes.eps, torch.inf),
-        )
-
-    @torch.no_grad()
-    def step(self, predict: Predict, state: State) -> State:
-        """A candidate, and whether it is better."""
-        candidate = choose(state.step == 0, state.adversarial, self._exchanged(state))
-        return asked(predict, state, candidate, works=alive(state, self.steps))
+    def _candidate(self, state: State) -> Tensor:
+        return choose(state.step == 0, state.adversarial, self._exchanged(state))
 
     def _exchanged(self, state: State) -> Tensor:
         """The next candidate: the second window is emptied into the first."""
