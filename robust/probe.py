@@ -47,7 +47,7 @@ class Probe(NamedTuple):
                 f"PGD with {MORE_STEPS} steps left {self.right_after_more} of {self.num_images} images right and with "
                 f"{STEPS} steps {self.right[0]}: more steps are not stronger, so its gradients lead astray"
             )
-        if self.seed_spread > SPREAD:
+        if max(self.right) - min(self.right) > max(1.0, SPREAD * self.num_images):  # one image is no sign
             notes.append(
                 f"PGD-{STEPS} by {len(self.right)} seeds left {min(self.right)} to {max(self.right)} of "
                 f"{self.num_images} images right: the start matters, and restarts would lower the number"

@@ -32,6 +32,9 @@ def test_its_words() -> None:
     assert "50 steps left 22 of 50 images right and with 10 steps 20" in steps
     assert "20 to 23 of 50" in seeds
     assert found._replace(right=(20, 21, 21), right_after_more=20).notes == (), "one of 50 is 2 %"
+    few = Probe(num_images=8, right=(3, 4, 3), undecided=1, right_after_more=3)
+    assert few.notes == (), "one image of few"
+    assert len(few._replace(right=(2, 4, 3)).notes) == 1
 
 
 def test_an_attack_of_more_steps_that_is_weaker_is_seen() -> None:
