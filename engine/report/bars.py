@@ -13,6 +13,7 @@ from engine.report.svg import INK, PAPER, run_colour, themed, to_svg
 from engine.report.words import share_text
 
 WIDEST_TICK = 16  # characters
+LINE_IN = 0.16  # of a tick
 NOT_COMPARABLE = "\u2260"
 
 
@@ -30,15 +31,17 @@ def bar_figures(summary: Summary) -> list[Figure]:
 def _figure(title: str, columns: Sequence[Column], summary: Summary, place: int) -> Figure:
     """One bar for each evaluation and row, with the 95 % interval as a whisker."""
     name, num_rows, num_groups = f"bars{place}", len(summary.rows), len(columns)
-    pitch = 0.8 / num_rows
+    pitch, ticks = 0.8 / num_rows, [_tick(column, columns) for column in columns]
+    # Room for the bars of a group, or for the longest tick beside them.
+    group_in = max(0.2 + 0.19 * num_rows, LINE_IN * max(len(tick.split("\n")) for tick in ticks))
     with themed():
-        canvas = Canvas(figsize=(WIDTH_IN, 0.75 + num_groups * (0.2 + 0.19 * num_rows)), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH_IN, 0.75 + num_groups * group_in), layout="constrained")
         axes = canvas.subplots()
         for number, row in enumerate(summary.rows):
             offset = (number - (num_rows - 1) / 2) * pitch
             cells = [column.cells[number] for column in columns]
             _bars_of(axes, row, [cell.share if cell else None for cell in cells], offset, pitch)
-        axes.set_yticks(range(num_groups), [_tick(c, columns) for c in columns])
+        axes.set_yticks(range(num_groups), ticks)
         axes.set_ylim(num_groups - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
